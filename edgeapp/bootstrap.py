@@ -1,0 +1,219 @@
+"""Brings a plan up, step by step: driver -> context -> TensorRT -> engine; undone in reverse.
+
+TensorRT is never touched before a CUDA context exists: without a driver it crashes the process
+(measured with 10.16 and 11.4: `Runtime(logger)` returns an object, its first use segfaults).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgeapp import errors
+from edgeapp.plan import ModelFile
+
+if TYPE_CHECKING:
+    from edgeapp.gpu.driver import Driver
+    from edgeapp.gpu.infer import GpuEngine
+    from edgeapp.gpu.runtimes import Runtime
+
+
+@dataclass
+class Trace:
+    """What happened in which order: (step, milliseconds), and the steps that were undone."""
+
+    steps: list[tuple[str, float]] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.steps.append((name, (time.perf_counter() - started) * 1e3))
+
+    def __str__(self) -> str:
+        rows = [f"{ms:9.1f} ms  {name}" for name, ms in self.steps]
+        return "\n".join([*rows, f"{sum(ms for _, ms in self.steps):9.1f} ms  together"])
+
+
+class Bootstrap:
+    """The objects that the steps make, in the order in which they are made."""
+
+    def __init__(self, plan: ModelFile, device_number: int, detail: Callable[[str], None], trace: Trace) -> None:
+        self._plan = plan
+        self._device_number = device_number
+        self._detail = detail
+        self._trace = trace
+        self._undo = ExitStack()
+        self._driver: Driver
+        self._choice: Runtime
+        self._device: Any = None
+        self._cuda_context: Any = None
+        self._trt: Any = None
+        self._log: Any = None
+        self._runtimes: list[Any] = []
+        self._engine: Any = None
+        self._context: Any = None
+        self.ready: GpuEngine | None = None
+
+    STEPS = (
+        ("find libcuda.so.1", "_find_driver"),
+        ("cuInit", "_initialise"),
+        ("count the devices", "_count"),
+        ("choose the device", "_choose_device"),
+        ("retain and push the primary context", "_push_context"),
+        ("choose the TensorRT library", "_choose_tensorrt"),
+        ("load the TensorRT library", "_load_tensorrt"),
+        ("import the bindings", "_import_bindings"),
+        ("runtime", "_create_runtime"),
+        ("engine", "_deserialise"),
+        ("execution context", "_create_context"),
+        ("buffers", "_reserve"),
+    )
+
+    def up(self, check_stop: Callable[[], None]) -> GpuEngine:
+        """Take all steps; a signal between two of them ends it."""
+        for name, method in self.STEPS:
+            check_stop()
+            with self._trace.step(name):
+                getattr(self, method)()
+        assert self.ready is not None
+        return self.ready
+
+    def down(self) -> None:
+        """Undo what was done, in reverse; nothing that fails here hides an earlier error."""
+        self._undo.close()
+
+    def _on_exit(self, name: str, undo: Callable[[], None]) -> None:
+        def guarded() -> None:
+            self._trace.undone.append(name)
+            self._detail(f"undo: {name}")
+            try:
+                undo()
+            except Exception as error:  # after a broken CUDA context every call fails
+                self._detail(f"undo: {name}: {error}")
+
+        self._undo.callback(guarded)
+
+    def _find_driver(self) -> None:
+        from edgeapp.gpu.driver import Driver
+
+        self._driver = Driver()
+
+    def _initialise(self) -> None:
+        # Kernels are loaded when first used: less memory and a faster start. The driver reads it now.
+        os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+        self._driver.initialise()
+
+    def _count(self) -> None:
+        count = self._driver.device_count()
+        if self._device_number >= count:
+            raise errors.NoGpuError(
+                f"cannot use GPU {self._device_number}: {count} GPU{'s are' if count != 1 else ' is'} visible",
+                "they are numbered from 0; CUDA_VISIBLE_DEVICES may hide some",
+                "choose another with --device" if count else "check nvidia-smi",
+            )
+
+    def _choose_device(self) -> None:
+        import pycuda.driver as cuda
+
+        cuda.init()
+        self._device = cuda.Device(self._device_number)
+
+    def _push_context(self) -> None:
+        import pycuda.driver as cuda
+
+        from edgeapp.gpu import faults
+
+        # The primary context is the one that the CUDA runtime inside TensorRT uses too.
+        try:
+            self._cuda_context = self._device.retain_primary_context()
+            self._cuda_context.push()
+        except cuda.Error as error:
+            raise faults.from_cuda(error, 0, "making the CUDA context") from error
+
+        def pop() -> None:
+            # Left on PyCUDA's stack, it would abort the process at exit.
+            context, self._cuda_context = self._cuda_context, None
+            context.pop()
+            context.detach()
+
+        self._on_exit("primary context", pop)
+
+    def _choose_tensorrt(self) -> None:
+        from edgeapp.gpu import runtimes
+
+        self._choice = runtimes.choose(self._plan)
+
+    def _load_tensorrt(self) -> None:
+        from edgeapp.gpu import engine
+
+        engine.load_libraries(self._choice)
+
+    def _import_bindings(self) -> None:
+        from edgeapp.gpu import engine
+
+        self._trt = engine.import_bindings(self._choice)
+
+    def _create_runtime(self) -> None:
+        from edgeapp.gpu import engine, runtimes
+
+        self._log = engine.make_logger(self._trt, self._detail)
+
+        def drop() -> None:
+            while self._runtimes:
+                self._runtimes.pop()  # the guest goes before its host
+
+        self._on_exit("runtime", drop)
+        self._runtimes.append(engine.create_runtime(self._trt, self._log))
+        if self._choice.guest:
+            guest = runtimes.file_of(self._choice.guest)
+            self._runtimes.append(engine.load_guest(self._runtimes[0], self._log, guest))
+
+    def _deserialise(self) -> None:
+        from edgeapp.gpu import engine
+
+        self._on_exit("engine", lambda: setattr(self, "_engine", None))
+        self._engine = engine.deserialise(self._runtimes[-1], self._log, self._plan)
+
+    def _create_context(self) -> None:
+        from edgeapp.gpu import engine
+
+        self._on_exit("execution context", lambda: setattr(self, "_context", None))
+        self._context = engine.create_context(self._engine, self._log)
+
+    def _reserve(self) -> None:
+        from edgeapp.gpu.infer import GpuEngine
+
+        name = f"TensorRT {self._choice.name.removeprefix('TensorRT ')} on {self._device.name()}"
+        self.ready = GpuEngine(self._trt, self._engine, self._context, self._log, self._driver, name)
+        self._on_exit("buffers", self.ready.close)
+        self.ready.reserve()
+
+
+@contextmanager
+def bring_up(
+    plan: ModelFile, *, device: int, detail: Callable[[str], None], trace: Trace, check_stop: Callable[[], None]
+) -> Iterator[GpuEngine]:
+    """A running engine for a plan, for the length of the `with` block.
+
+    Args:
+        device: GPU number.
+        detail: takes TensorRT's log lines and the steps of the end.
+        trace: filled in with every step and its time.
+        check_stop: called between the steps; raises when a signal came.
+
+    Raises:
+        NoGpuError: no driver or GPU. DataError: the plan cannot run here.
+    """
+    bootstrap = Bootstrap(plan, device, detail, trace)
+    try:
+        yield bootstrap.up(check_stop)
+    finally:
+        bootstrap.down()

@@ -1,0 +1,157 @@
+"""Words -> settings -> command; the only border: errors become messages and exit codes here."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from edgeapp import __version__, errors, paths, settings
+from edgeapp.log import Talk
+from edgeapp.stopping import Stop
+
+Command = Callable[[settings.Settings, Stop, Talk], int]
+
+
+def _run(options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.run import run
+
+    return run(options, stop, talk)
+
+
+def _demo(options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.demo import demo
+
+    return demo(options, stop, talk)
+
+
+COMMANDS: dict[str, tuple[str, Command]] = {
+    "run": ("run a model on pictures or tensors (the default)", _run),
+    "demo": ("find parts in the pictures that come with the program", _demo),
+}
+
+EXAMPLES = """examples:
+  edgeapp --engine model.plan --input img.jpg             a TensorRT plan on the GPU
+  edgeapp --engine model.onnx --input photos/ --save out  an ONNX model on the CPU, pictures into out/
+  edgeapp --engine model.plan --input x.npz --output y.npz --task raw
+  find . -name '*.jpg' | edgeapp --engine model.plan --input - --output results.csv
+  edgeapp demo
+
+exit codes:
+  0 done   1 some inputs failed, the others are done   64 usage   65 bad plan, model or all inputs
+  66 file not found   69 no driver or GPU   70 a bug   71 the system refused   73 cannot write
+  74 input/output   75 GPU lost, a restart heals   77 permission   78 configuration
+
+Every option can be set by an environment variable too: EDGEAPP_ENGINE, EDGEAPP_SCORE_THRESHOLD ..."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours, with the nearest flag named."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            words = message.removeprefix(prefix).split()
+            near = difflib.get_close_matches(words[0].split("=")[0], known, 1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise errors.UsageError(f"unknown argument {words[0]}{hint}", "", f"see {self.prog} --help")
+        raise errors.UsageError(message.removeprefix("argument "), "", f"see {self.prog} --help")
+
+
+def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
+    """The command and its settings; `--help` and `--version` print and end the program.
+
+    Raises:
+        UsageError: a word is not understood.
+    """
+    name, rest = "run", list(words)
+    if rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise errors.UsageError(
+                f"unknown command {paths.printable(name)}{hint}",
+                f"the commands are {', '.join(COMMANDS)}",
+                "for a picture: edgeapp --engine model.plan --input img.jpg",
+            )
+        parser = _Parser(
+            prog=f"edgeapp {name}",
+            description=COMMANDS[name][0],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    else:
+        lines = "\n".join(f"  {command:6s} {text}" for command, (text, _) in COMMANDS.items())
+        parser = _Parser(
+            prog="edgeapp",
+            description="Runs TensorRT plans on NVIDIA GPUs, and ONNX models on the CPU.\n\ncommands:\n" + lines,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            usage="edgeapp [COMMAND] [--engine FILE] [--input PATH ...] [options]",
+        )
+        parser.add_argument("--version", action="version", version=f"edgeapp {__version__}")
+    if name == "demo":
+        settings.add_options(parser, ("engine", "input", "device", "output", "save", "quiet", "debug", "startup_trace"))
+    else:
+        settings.add_options(parser)
+    return COMMANDS[name][1], settings.from_arguments(parser.parse_args(rest))
+
+
+def main(words: Sequence[str] | None = None) -> NoReturn:
+    """Run the program and exit."""
+    paths.restore_environment()
+    sys.exit(_guarded(sys.argv[1:] if words is None else words))
+
+
+def _guarded(words: Sequence[str]) -> int:
+    """The exit code; every error is printed here and nowhere else."""
+    stop = Stop()
+    talk = Talk(debug="--debug" in words)
+    try:
+        stop.install()
+        command, options = parse(words)
+        talk = Talk(quiet=options.quiet, debug=options.debug)
+        return command(options, stop, talk)
+    except errors.Stopped:
+        stop.die()
+        return 128  # not reached: the signal ends the process
+    except errors.EdgeappError as error:
+        if talk.debug:
+            _stack_trace()
+        if not isinstance(error.__cause__, BrokenPipeError):  # `| head` wants no complaint
+            talk.error(error)
+        return error.exit_code
+    except MemoryError:
+        talk.error(errors.SystemRefusedError("not enough memory", "", "use a smaller --batch or smaller pictures"))
+        return errors.SystemRefusedError.exit_code
+    except Exception as error:
+        _stack_trace()
+        bug = errors.EdgeappError(
+            f"internal error: {type(error).__name__}: {error}", "this is a bug in edgeapp", "report it with the lines above"
+        )
+        talk.error(bug)
+        return bug.exit_code
+    finally:
+        _flush()
+
+
+def _stack_trace() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+def _flush() -> None:
+    """Write what is buffered; what cannot be written must not fail again when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,163 @@
+"""`edgeapp [run]`: inputs through an engine, results out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from edgeapp import errors, paths, plan
+from edgeapp.bootstrap import Trace, bring_up
+from edgeapp.log import Talk
+from edgeapp.settings import Settings
+from edgeapp.stopping import Stop
+
+if TYPE_CHECKING:
+    from edgeapp.model import Card
+    from edgeapp.pipeline import Engine
+    from edgeapp.records import Result, TensorSpec
+    from edgeapp.sources import FileSource
+
+
+def run(settings: Settings, stop: Stop, talk: Talk) -> int:
+    """Work through all inputs; returns the exit code.
+
+    Raises:
+        EdgeappError: nothing could be done; the reason is inside.
+    """
+    if settings.engine is None:
+        raise errors.UsageError("no --engine given", "", "edgeapp --engine model.plan --input img.jpg")
+    if not settings.input:
+        raise errors.UsageError("no --input given", "", f"edgeapp --engine {settings.engine} --input img.jpg")
+    model_file = plan.identify(settings.engine)
+    if model_file.kind == plan.PLAN:
+        from edgeapp.gpu import runtimes
+
+        runtimes.choose(model_file)  # refuse what no runtime here can run, before the driver is asked
+    trace = Trace()
+    with trace.step("import NumPy and Pillow"):
+        from edgeapp.pipeline import Pipeline
+        from edgeapp.postprocess import make_postprocess
+        from edgeapp.preprocess import Preprocessor
+        from edgeapp.sinks import open_sinks
+        from edgeapp.sources import FileSource
+        from edgeapp.sources.files import standard_input
+
+    given = _given_card(settings)
+    source = FileSource(
+        settings.input,
+        recursive=settings.recursive,
+        max_pixels=settings.max_pixels,
+        stop=stop,
+        stream=standard_input() if "-" in settings.input else None,
+    )
+    _protect(settings, source)
+    with ExitStack() as stack:
+        engine, metadata = stack.enter_context(open_engine(model_file, settings, trace, talk, stop))
+        if settings.startup_trace:
+            talk.always(str(trace))
+        card = _card(given, metadata, engine, talk)
+        pictures = card.size_wh != (0, 0)
+        preprocess = Preprocessor(card, engine.inputs[0].dtype) if pictures else None
+        postprocess, guesses = make_postprocess(card, engine.outputs)
+        if guesses:
+            talk.note(f"edgeapp: guessed {', '.join(guesses)}")
+        batch, least = _batch(settings.batch, engine.inputs)
+        sinks = open_sinks(settings.output, settings.save, many_inputs=source.total != 1, stack=stack)
+        with talk.progress(source.total) as progress:
+
+            def finished(result: Result) -> None:
+                if result.error is not None:
+                    talk.error(result.error)
+                progress.advance()
+
+            pipeline = Pipeline(
+                engine,
+                preprocess,
+                postprocess,
+                sinks,
+                task=card.task,
+                batch=batch,
+                least=least,
+                finished=finished,
+                check_stop=stop.check,
+            )
+            try:
+                summary = pipeline.run(source)
+            except errors.Stopped:
+                talk.note(f"edgeapp: stopped after {pipeline.summary}")
+                raise
+    talk.note(f"edgeapp: {summary} ({engine.name})")
+    return summary.exit_code
+
+
+@contextmanager
+def open_engine(
+    model_file: plan.ModelFile, settings: Settings, trace: Trace, talk: Talk, stop: Stop
+) -> Iterator[tuple[Engine, dict[str, Any]]]:
+    """An engine for a plan (GPU) or an ONNX model (CPU), and the metadata inside the file."""
+    if model_file.kind == plan.PLAN:
+        with bring_up(
+            model_file, device=settings.device, detail=talk.detail, trace=trace, check_stop=stop.check
+        ) as engine:
+            yield engine, model_file.metadata
+        return
+    with trace.step("load the ONNX model"):
+        from edgeapp.cpu.engine import CpuEngine
+
+        cpu = CpuEngine(model_file.path)
+    try:
+        yield cpu, dict(cpu.metadata)
+    finally:
+        cpu.close()
+
+
+def _given_card(settings: Settings) -> dict[str, Any]:
+    """Card keys from the card file, overridden by flags."""
+    from edgeapp.labels import read_labels
+    from edgeapp.model import find_card, read_card
+
+    assert settings.engine is not None
+    path = settings.model_card or find_card(settings.engine)
+    values = read_card(path) if path else {}
+    flags = dict(settings.card)
+    if "labels" in flags:
+        flags["labels"] = read_labels(flags["labels"])
+    return {**values, **flags}
+
+
+def _card(given: dict[str, Any], metadata: dict[str, Any], engine: Engine, talk: Talk) -> Card:
+    """The complete card; says once what had to be guessed."""
+    from edgeapp.model import complete, from_ultralytics
+
+    known = {**from_ultralytics(metadata), **given}
+    card, guesses = complete(known, engine.inputs, engine.outputs)
+    if guesses and card.task != "raw":
+        reason = "the model card leaves open" if known else "no model card"
+        talk.note(f"edgeapp: {reason}, guessed {', '.join(guesses)}")
+    return card
+
+
+def _batch(wanted: int | None, inputs: Sequence[TensorSpec]) -> tuple[int, int]:
+    """(pictures per inference, places that an inference has at least)."""
+    first = inputs[0].shape[0] if inputs and inputs[0].shape else 1
+    if first > 0:
+        if wanted is not None and wanted > first:
+            raise errors.UsageError(
+                f"--batch {wanted} does not fit: the engine was built for batches of {first}", "", f"use --batch {first}"
+            )
+        return wanted or first, first
+    least = min((low[0] for low, _, _ in inputs[0].profiles), default=1)
+    return wanted or max(1, least), least
+
+
+def _protect(settings: Settings, source: FileSource) -> None:
+    """Refuse outputs that would overwrite the engine, the card or an input."""
+    from edgeapp.sources.files import same_file
+
+    assert settings.engine is not None
+    known = [settings.engine, *([settings.model_card] if settings.model_card else []), *source.paths]
+    for output in settings.output:
+        for name in known if output != "-" else ():
+            if same_file(output, name):
+                raise errors.UsageError(f"--output would overwrite {paths.printable(name)}", "", "name another file")

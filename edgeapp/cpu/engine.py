@@ -1,0 +1,97 @@
+"""The Engine protocol on ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeapp import errors, paths
+from edgeapp.records import Tensors, TensorSpec
+from edgeapp.tensors import check_names, check_shape, convert
+
+HOST_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name)
+    for name in ("float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
+                 "uint64", "bool")
+}  # fmt: skip
+ORT_NAMES = {"float": "float32", "double": "float64"}
+
+
+class CpuEngine:
+    """An ONNX model, ready to run.
+
+    Args:
+        path: an .onnx file.
+
+    Raises:
+        DataError: ONNX Runtime cannot load it.
+
+    Attributes:
+        inputs, outputs: the model's tensors.
+        metadata: texts that the exporter put into the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        import onnxruntime as ort  # late: 0.1 s, and only CPU runs need it
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # its exceptions say the same again
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exception types share no base class
+            if type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | ValueError):
+                raise errors.DataError(
+                    f"cannot run {paths.printable(path)}: ONNX Runtime {ort.__version__} refuses it",
+                    _first_line(error),
+                    "check the model, e.g. with onnx.checker, or export it again",
+                ) from error
+            raise
+        self.inputs = tuple(self._spec(arg, is_input=True) for arg in self._session.get_inputs())
+        self.outputs = tuple(self._spec(arg, is_input=False) for arg in self._session.get_outputs())
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.name = f"ONNX Runtime {ort.__version__} on the CPU"
+
+    @staticmethod
+    def _spec(arg: Any, *, is_input: bool) -> TensorSpec:
+        dtype = arg.type.removeprefix("tensor(").removesuffix(")")
+        shape = tuple(n if isinstance(n, int) and n >= 0 else -1 for n in arg.shape or ())
+        return TensorSpec(arg.name, shape, ORT_NAMES.get(dtype, dtype), is_input)
+
+    def infer(self, tensors: Tensors) -> Tensors:
+        """Run the model once.
+
+        Args:
+            tensors: an array for every input.
+
+        Returns:
+            an array for every output; they belong to the caller.
+
+        Raises:
+            DataError: names, shapes or dtypes do not fit, or the model fails on these values.
+        """
+        check_names(tensors, self.inputs)
+        feed = {}
+        for spec in self.inputs:
+            if spec.dtype not in HOST_DTYPES:
+                raise errors.DataError(f"input tensor {spec}: this dtype cannot be fed on the CPU")
+            check_shape(tensors[spec.name], spec)
+            feed[spec.name] = convert(tensors[spec.name], spec, HOST_DTYPES)
+        try:
+            arrays = self._session.run(None, feed)
+        except Exception as error:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
+            raise errors.DataError(
+                f"the model failed on {shapes}", _first_line(error), "check that the model takes these shapes and values"
+            ) from error
+        return dict(zip((spec.name for spec in self.outputs), map(np.asarray, arrays), strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session
+
+
+def _first_line(error: Exception) -> str:
+    """What ONNX Runtime says, in one line of bearable length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,94 @@
+"""Errors that a user can act on: what happened, why, and what to do; one exit code each.
+
+The codes follow sysexits.h, so that a unit file can tell the curable from the incurable.
+"""
+
+
+class EdgeappError(Exception):
+    """An error with its three parts; `cli` prints it and returns `exit_code`.
+
+    Args:
+        what: what failed, with the values in it; lower case, no full stop.
+        why: the cause, where it is known.
+        fix: what to do next, where there is something to do.
+    """
+
+    exit_code = 70
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+
+class UsageError(EdgeappError):
+    """The command line is wrong."""
+
+    exit_code = 64
+
+
+class DataError(EdgeappError):
+    """A plan, a model or an input is not what it should be."""
+
+    exit_code = 65
+
+
+class NotFoundError(EdgeappError):
+    """A named file does not exist."""
+
+    exit_code = 66
+
+
+class NoGpuError(EdgeappError):
+    """There is no usable NVIDIA driver or GPU."""
+
+    exit_code = 69
+
+
+class SystemRefusedError(EdgeappError):
+    """The operating system refused memory, processes or file handles."""
+
+    exit_code = 71
+
+
+class CannotWriteError(EdgeappError):
+    """An output cannot be created or is full."""
+
+    exit_code = 73
+
+
+class InputOutputError(EdgeappError):
+    """Reading or writing failed half-way."""
+
+    exit_code = 74
+
+
+class GpuLostError(EdgeappError):
+    """The CUDA context is broken for good; only a new process heals it."""
+
+    exit_code = 75
+
+
+class NotPermittedError(EdgeappError):
+    """A file may not be read or written by this user."""
+
+    exit_code = 77
+
+
+class ConfigurationError(EdgeappError):
+    """A model card, a setting or a signature is wrong."""
+
+    exit_code = 78
+
+
+class Stopped(BaseException):
+    """A signal asked the program to end; BaseException, so that no `except Exception` eats it."""

@@ -1,0 +1,62 @@
+"""The NVIDIA driver by ctypes: found and asked before anything that would crash without it."""
+
+from __future__ import annotations
+
+import ctypes
+
+from edgeapp import errors
+from edgeapp.gpu import faults
+
+LIBRARY = "libcuda.so.1"
+
+
+class Driver:
+    """The driver library of this machine.
+
+    It is looked up by its soname, never by a path and never in the bundle: it must belong to the
+    running kernel driver, and JetPack moved it three times (5: tegra/, 6: nvidia/, 7: /opt/nvidia).
+    It is opened with global symbols, because PyCUDA finds its functions there.
+
+    Raises:
+        NoGpuError: there is no driver library.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._library = ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise errors.NoGpuError(
+                "cannot use a GPU: there is no NVIDIA driver on this machine",
+                str(error),
+                "install the driver (in a container: start it with --runtime nvidia --gpus all), "
+                "or give an .onnx model to run on the CPU",
+            ) from error
+
+    def initialise(self) -> None:
+        """cuInit.
+
+        Raises:
+            NoGpuError: the driver finds no usable GPU; the reason is named.
+        """
+        self._check(self._library.cuInit(0), "cuInit")
+
+    def version(self) -> tuple[int, int]:
+        """The newest CUDA version that the driver serves, (major, minor)."""
+        value = ctypes.c_int()
+        self._check(self._library.cuDriverGetVersion(ctypes.byref(value)), "cuDriverGetVersion")
+        return value.value // 1000, value.value % 1000 // 10
+
+    def device_count(self) -> int:
+        """The number of visible GPUs."""
+        value = ctypes.c_int()
+        self._check(self._library.cuDeviceGetCount(ctypes.byref(value)), "cuDeviceGetCount")
+        return value.value
+
+    def context_code(self) -> int:
+        """0 while the current CUDA context works; the error code that broke it for good otherwise."""
+        return int(self._library.cuCtxSynchronize())
+
+    @staticmethod
+    def _check(code: int, call: str) -> None:
+        if code != 0:
+            raise faults.no_gpu(code, call)

@@ -1,0 +1,154 @@
+"""Plan -> runtime -> engine -> execution context -> TensorSpecs, every return value checked.
+
+TensorRT's Python objects are freed when the last reference goes: these functions keep none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import mmap
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from edgeapp import errors, paths
+from edgeapp.gpu import faults, runtimes
+from edgeapp.plan import ModelFile
+from edgeapp.records import TensorSpec
+
+DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8", "INT8": "int8",
+    "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
+}  # fmt: skip
+"""TensorRT's names -> ours. INT4, FP4 and E8M0 do not occur at the border of an engine."""
+
+KEPT_LINES = 50
+
+
+def load_libraries(runtime: runtimes.Runtime) -> None:
+    """Load the TensorRT libraries by their absolute path, so that no other copy is taken.
+
+    Raises:
+        EdgeappError: a library is missing or cannot be loaded.
+    """
+    for name in runtime.libraries:
+        file = runtimes.file_of(name)
+        try:
+            # Local symbols: with RTLD_GLOBAL two TensorRT versions would mix theirs.
+            ctypes.CDLL(file, mode=ctypes.RTLD_LOCAL)
+        except OSError as error:
+            raise errors.EdgeappError(
+                f"cannot load {file}", str(error), "the program's files are damaged: copy it again"
+            ) from error
+
+
+def import_bindings(runtime: runtimes.Runtime) -> Any:
+    """TensorRT's Python module. Only with a current CUDA context: it crashes without a driver."""
+    return importlib.import_module(runtime.module)
+
+
+def make_logger(trt: Any, detail: Callable[[str], None]) -> Any:
+    """An ILogger that keeps the last error lines in `.errors` and passes all on to `detail`."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=KEPT_LINES)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(message)
+            if severity != trt.ILogger.Severity.VERBOSE:
+                detail(f"TensorRT: {message}")
+
+    return Log()
+
+
+def create_runtime(trt: Any, logger: Any) -> Any:
+    """An IRuntime; only with a current CUDA context."""
+    runtime = trt.Runtime(logger)
+    if not runtime:
+        raise _refused("TensorRT cannot start", logger)
+    runtime.engine_host_code_allowed = False  # a plan may carry native code: it is never run
+    return runtime
+
+
+def load_guest(runtime: Any, logger: Any, file: str) -> Any:
+    """The runtime of an older TensorRT inside this one."""
+    guest = runtime.load_runtime(file)
+    if not guest:
+        raise _refused(f"TensorRT cannot load {file}", logger)
+    guest.engine_host_code_allowed = False
+    return guest
+
+
+def deserialise(runtime: Any, logger: Any, plan: ModelFile) -> Any:
+    """An ICudaEngine from a plan file; the file is mapped, not copied into memory.
+
+    Raises:
+        DataError: TensorRT refuses the plan; the cause is named as far as it can be told.
+    """
+    what = f"cannot run {paths.printable(plan.path)}"
+    try:
+        with open(plan.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            with memoryview(data)[plan.offset :] as view:
+                engine = runtime.deserialize_cuda_engine(view)
+    except (OSError, ValueError) as error:
+        refused = error if isinstance(error, OSError) else OSError(str(error))
+        raise paths.refusal(what, refused) from error
+    if engine is None:
+        raise _refused(what, logger)
+    return engine
+
+
+def create_context(engine: Any, logger: Any) -> Any:
+    """An IExecutionContext of the engine."""
+    context = engine.create_execution_context()
+    if context is None:
+        raise _refused("TensorRT cannot make an execution context", logger)
+    return context
+
+
+def _refused(what: str, logger: Any) -> errors.EdgeappError:
+    why, fix = faults.explain_log(list(logger.errors))
+    if "memory" in why:
+        return errors.SystemRefusedError(what, why, fix)
+    return errors.DataError(what, why, fix)
+
+
+def tensor_specs(trt: Any, engine: Any) -> tuple[TensorSpec, ...]:
+    """Every I/O tensor of an engine, inputs first.
+
+    Raises:
+        DataError: a tensor has a dtype or a memory format that is not supported.
+    """
+    specs = []
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        kind = engine.get_tensor_dtype(name).name
+        if kind not in DTYPES:
+            raise errors.DataError(f"I/O tensor {name}: dtype {kind} is not supported", "", "build it with another")
+        if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
+            raise errors.DataError(
+                f"I/O tensor {name}: memory format {engine.get_tensor_format(name).name} is not supported",
+                "only linear tensors are",
+                "rebuild the plan without --inputIOFormats and --outputIOFormats",
+            )
+        shape = tuple(engine.get_tensor_shape(name))
+        specs.append(TensorSpec(name, shape, DTYPES[kind], is_input, _profiles(engine, name, shape, is_input=is_input)))
+    return tuple(sorted(specs, key=lambda spec: not spec.is_input))
+
+
+def _profiles(
+    engine: Any, name: str, shape: tuple[int, ...], *, is_input: bool
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]:
+    """(min, opt, max) shapes of each optimisation profile; only inputs with free dimensions have them."""
+    if not is_input or -1 not in shape:
+        return ()
+    profiles = []
+    for p in range(engine.num_optimization_profiles):
+        low, best, high = (tuple(s) for s in engine.get_tensor_profile_shape(name, p))
+        profiles.append((low, best, high))
+    return tuple(profiles)

@@ -1,0 +1,244 @@
+"""Copy in -> enqueue -> copy out: the Engine protocol on TensorRT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pycuda.driver as cuda
+from numpy.typing import NDArray
+
+from edgeapp import errors
+from edgeapp.gpu import faults
+from edgeapp.gpu.buffers import Buffer
+from edgeapp.gpu.driver import Driver
+from edgeapp.gpu.engine import tensor_specs
+from edgeapp.records import Shape, Tensors, TensorSpec, nbytes
+from edgeapp.tensors import bfloat16_values, check_names, check_shape, convert
+
+HOST_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),  # NumPy has none: the bits; converted at the border
+    "float8": np.dtype(np.uint8),  # NumPy has none: the bits, as the caller gives them
+    "int8": np.dtype(np.int8),
+    "uint8": np.dtype(np.uint8),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+    "bool": np.dtype(np.bool_),
+}
+
+
+class GpuEngine:
+    """A TensorRT engine with its buffers on one stream.
+
+    Needs the CUDA context current on the calling thread, from `__init__` to `close`.
+
+    Args:
+        trt: TensorRT's Python module.
+        engine, context: ICudaEngine and an IExecutionContext of its own.
+        log: the logger of their runtime.
+        name: for messages, "TensorRT lean 8.6.0 on NVIDIA H200".
+
+    Attributes:
+        inputs, outputs: the engine's I/O tensors.
+    """
+
+    def __init__(self, trt: Any, engine: Any, context: Any, log: Any, driver: Driver, name: str) -> None:
+        self.name = name
+        self._trt = trt
+        self._engine = engine
+        self._context = context
+        self._log = log
+        self._driver = driver
+        self._stream: Any = cuda.Stream()
+        self._profile = 0
+        specs = tensor_specs(trt, engine)
+        self.inputs = tuple(spec for spec in specs if spec.is_input)
+        self.outputs = tuple(spec for spec in specs if not spec.is_input)
+        self._buffers = {spec.name: Buffer(spec.name, driver) for spec in specs}
+        self._on_host = {spec.name for spec in specs if engine.is_shape_inference_io(spec.name)}
+        self._allocators: dict[str, Any] = {}
+        self._shapes: dict[str, Shape] = {}
+
+    def reserve(self) -> None:
+        """Allocate the buffers of every tensor whose size is known before the first run."""
+        for spec in (*self.inputs, *self.outputs):
+            shape = spec.profiles[0][1] if spec.profiles else spec.shape
+            if -1 not in shape:
+                self._buffers[spec.name].reserve(nbytes(shape, HOST_DTYPES[spec.dtype]))
+
+    def infer(self, tensors: Tensors, *, views: bool = False) -> Tensors:
+        """Run the engine once and wait for it.
+
+        Args:
+            tensors: an array for every input. A bfloat16 input takes floats, a float8 input its
+                bits as uint8.
+            views: give the page-locked buffers themselves, without a copy; the next run
+                overwrites them, `close` frees them.
+
+        Returns:
+            an array for every output; bfloat16 comes as float32, float8 as its bits.
+
+        Raises:
+            DataError: names, shapes or dtypes do not fit the engine.
+            GpuLostError: the CUDA context is broken; the process has to end.
+        """
+        check_names(tensors, self.inputs)
+        arrays: Tensors = {}
+        for spec in self.inputs:
+            check_shape(tensors[spec.name], spec)
+            arrays[spec.name] = convert(tensors[spec.name], spec, HOST_DTYPES)
+        self._use_profile(self._fitting_profile(arrays))
+        try:
+            self._set_inputs(arrays)
+            shapes = self._set_outputs()
+            self._log.errors.clear()
+            if not self._context.execute_async_v3(self._stream.handle):
+                raise self._failed("execute_async_v3")
+            for name, shape in shapes.items():
+                if shape is not None and name not in self._on_host:
+                    self._buffers[name].download(self._size(name, shape), self._stream)
+            self._stream.synchronize()
+            self._fetch_late(shapes)
+        except cuda.Error as error:
+            raise faults.from_cuda(error, self._driver.context_code(), "running the engine") from error
+        return {spec.name: self._result(spec, shapes[spec.name], views=views) for spec in self.outputs}
+
+    def _fitting_profile(self, arrays: Tensors) -> int:
+        """The first profile that takes these shapes, the current one first.
+
+        Raises:
+            DataError: no profile does; all of them are named.
+        """
+        count = self._engine.num_optimization_profiles
+        for p in sorted(range(count), key=lambda p: p != self._profile):
+            if all(_within(arrays[s.name].shape, s.profiles[p]) for s in self.inputs if s.profiles):
+                return p
+        shapes = ", ".join(f"{s.name} {arrays[s.name].shape}" for s in self.inputs if s.profiles)
+        allowed = "; ".join(
+            f"profile {p}: "
+            + ", ".join(f"{s.name} {s.profiles[p][0]} to {s.profiles[p][2]}" for s in self.inputs if s.profiles)
+            for p in range(count)
+        )
+        raise errors.DataError(
+            f"no optimisation profile takes {shapes}",
+            f"the plan was built for {allowed}",
+            "use such shapes, or rebuild the plan with trtexec --minShapes, --optShapes, --maxShapes",
+        )
+
+    def _use_profile(self, profile: int) -> None:
+        if profile == self._profile:
+            return
+        if not self._context.set_optimization_profile_async(profile, self._stream.handle):
+            raise self._failed(f"set_optimization_profile_async({profile})")
+        self._stream.synchronize()
+        self._profile = profile
+        self._shapes.clear()  # a profile change forgets the input shapes
+
+    def _set_inputs(self, arrays: Tensors) -> None:
+        for name, array in arrays.items():
+            buffer = self._buffers[name]
+            buffer.reserve(array.nbytes)
+            if name in self._on_host:  # TensorRT reads shape tensors on the host
+                np.copyto(buffer.host(array.shape, array.dtype), array)
+                address = buffer.host_address
+            else:
+                buffer.upload(array, self._stream)
+                address = buffer.address
+            if self._shapes.get(name) != array.shape:
+                if not self._context.set_input_shape(name, array.shape):
+                    raise self._failed(f"set_input_shape({name}, {array.shape})")
+                self._shapes[name] = array.shape
+            if not self._context.set_tensor_address(name, address):
+                raise self._failed(f"set_tensor_address({name})")
+        missing = self._context.infer_shapes()
+        if missing:
+            raise errors.DataError(f"the engine still misses the shapes or values of {', '.join(missing)}")
+
+    def _set_outputs(self) -> dict[str, Shape | None]:
+        """Give every output an address; returns its shape, None where only the run tells it."""
+        shapes: dict[str, Shape | None] = {}
+        for spec in self.outputs:
+            shape = tuple(self._context.get_tensor_shape(spec.name))
+            buffer = self._buffers[spec.name]
+            if -1 in shape:
+                if spec.name not in self._allocators:
+                    self._allocators[spec.name] = _make_allocator(self._trt, buffer)
+                if not self._context.set_output_allocator(spec.name, self._allocators[spec.name]):
+                    raise self._failed(f"set_output_allocator({spec.name})")
+                shapes[spec.name] = None
+                continue
+            buffer.reserve(self._size(spec.name, shape))
+            address = buffer.host_address if spec.name in self._on_host else buffer.address
+            if not self._context.set_tensor_address(spec.name, address):
+                raise self._failed(f"set_tensor_address({spec.name})")
+            shapes[spec.name] = shape
+        return shapes
+
+    def _fetch_late(self, shapes: dict[str, Shape | None]) -> None:
+        """Copy out the outputs whose shape the run decided."""
+        late = [name for name, shape in shapes.items() if shape is None]
+        for name in late:
+            shape = shapes[name] = self._allocators[name].shape
+            size = self._size(name, shape)
+            self._buffers[name].reserve_host(size)
+            self._buffers[name].download(size, self._stream)
+        if late:
+            self._stream.synchronize()
+
+    def _size(self, name: str, shape: Shape) -> int:
+        spec = next(s for s in (*self.inputs, *self.outputs) if s.name == name)
+        return nbytes(shape, HOST_DTYPES[spec.dtype])
+
+    def _result(self, spec: TensorSpec, shape: Shape | None, *, views: bool) -> NDArray[Any]:
+        assert shape is not None
+        array = self._buffers[spec.name].host(shape, HOST_DTYPES[spec.dtype])
+        if spec.dtype == "bfloat16":
+            return bfloat16_values(array)
+        return array if views else array.copy()
+
+    def _failed(self, call: str) -> errors.EdgeappError:
+        code = self._driver.context_code()
+        if code != 0:
+            return faults.from_cuda(RuntimeError(f"{call} failed"), code, "running the engine")
+        why, fix = faults.explain_log(list(self._log.errors))
+        return errors.DataError(f"TensorRT refused {call}", why, fix)
+
+    def close(self) -> None:
+        """Wait for the stream and free the buffers; the TensorRT objects are the caller's."""
+        try:
+            if self._stream is not None:
+                self._stream.synchronize()
+        finally:
+            self._stream = None
+            self._allocators.clear()
+            for buffer in self._buffers.values():
+                buffer.free()
+            self._context = self._engine = None
+
+
+def _within(shape: Shape, profile: tuple[Shape, Shape, Shape]) -> bool:
+    low, _, high = profile
+    return all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+
+
+def _make_allocator(trt: Any, buffer: Buffer) -> Any:
+    """An IOutputAllocator that grows a buffer; `.shape` is the shape of the last run."""
+
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IOutputAllocator.__init__(self)
+            self.shape: Shape = ()
+
+        def reallocate_output(self, _name: str, _memory: int, size: int, _alignment: int) -> int:
+            buffer.reserve_device(size)
+            return buffer.address
+
+        def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, _stream: int) -> int:
+            return self.reallocate_output(name, memory, size, alignment)
+
+        def notify_shape(self, _name: str, shape: Any) -> None:
+            self.shape = tuple(shape)
+
+    return Allocator()

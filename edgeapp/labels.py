@@ -1,0 +1,34 @@
+"""Class names: from a text file, or a number when nobody knows better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeapp import errors, paths
+
+MOST_BYTES = 4 << 20
+
+
+def read_labels(path: str) -> list[str]:
+    """The non-empty lines of a UTF-8 text file.
+
+    Raises:
+        NotFoundError, NotPermittedError, ConfigurationError: it cannot be read or holds no names.
+    """
+    what = f"cannot read labels from {paths.printable(path)}"
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file.read(MOST_BYTES).splitlines()]
+    except OSError as error:
+        raise paths.refusal(what, error) from error
+    except UnicodeDecodeError as error:
+        raise errors.ConfigurationError(what, "it is no UTF-8 text", "a class name a line is wanted") from error
+    names = [line for line in lines if line]
+    if not names:
+        raise errors.ConfigurationError(what, "it is empty", "a class name a line is wanted")
+    return names
+
+
+def label(names: Sequence[str], class_id: int) -> str:
+    """The name of a class; "class 7" where there is none."""
+    return names[class_id] if 0 <= class_id < len(names) else f"class {class_id}"

@@ -1,0 +1,75 @@
+"""Where things lie, frozen or not, and what an OSError means to a user."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+from edgeapp import errors
+
+FROZEN = bool(getattr(sys, "frozen", False))
+
+
+def resource(name: str) -> Path:
+    """A file or folder of edgeapp/data, in the source tree and in the frozen file alike."""
+    return Path(__file__).parent / "data" / name
+
+
+def library_root() -> Path:
+    """The folder that bundled libraries are named relative to: the bundle, or site-packages."""
+    if FROZEN:
+        return Path(sys._MEIPASS)  # type: ignore[attr-defined]
+    return Path(sysconfig.get_paths()["purelib"])
+
+
+def restore_environment() -> None:
+    """Give child processes the LD_LIBRARY_PATH of the user.
+
+    PyInstaller's bootloader puts the bundle first and keeps the original in
+    LD_LIBRARY_PATH_ORIG (PyInstaller 6, "common issues and pitfalls"). The dynamic loader read
+    the variable when this process started, so changing it now alters nothing here.
+    """
+    if FROZEN:
+        original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
+        if original is None:
+            os.environ.pop("LD_LIBRARY_PATH", None)
+        else:
+            os.environ["LD_LIBRARY_PATH"] = original
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path in one line of valid UTF-8: control characters and foreign bytes are escaped.
+
+    A file name may hold a newline or bytes that are no UTF-8; neither may break a line of a log.
+    """
+    text = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def refusal(what: str, error: OSError, *, writing: bool = False) -> errors.EdgeappError:
+    """The error to raise for an OSError.
+
+    Args:
+        what: what could not be done, "cannot read x.jpg".
+        error: as caught.
+        writing: whether an output was concerned.
+    """
+    why = (error.strerror or str(error)).lower()
+    if isinstance(error, PermissionError):
+        return errors.NotPermittedError(what, why, "check the owner and the mode of the file and its folders")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.CannotWriteError(what, why, "free some space, or write to another file system")
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+        return errors.SystemRefusedError(what, why, "raise the limit (ulimit -n, memory) and try again")
+    if error.errno == errno.EIO:
+        return errors.InputOutputError(what, why, "check the disk: dmesg tells more")
+    if writing:
+        return errors.CannotWriteError(what, why, "name an output that can be written")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return errors.NotFoundError(what, why, "check the name")
+    if error.errno == errno.ENAMETOOLONG:
+        return errors.NotFoundError(what, why, "use a shorter name")
+    return errors.InputOutputError(what, why)

@@ -1,0 +1,35 @@
+"""Raw outputs -> answers: classify, detect (decoding and NMS), raw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgeapp.model import Card
+from edgeapp.postprocess.classify import make_classify
+from edgeapp.postprocess.detect import make_detect
+from edgeapp.records import Letterbox, Result, Tensors, TensorSpec
+
+Postprocess = Callable[[Tensors, int, Letterbox, Result], None]
+"""(outputs of a batch, place in the batch, letterbox, result to fill in)."""
+
+
+def make_postprocess(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Postprocess, list[str]]:
+    """The function that fills in results for the card's task.
+
+    Returns:
+        postprocess: fills `detections`, `classes` or `tensors` of a Result.
+        guesses: what had to be guessed about the outputs, "head=yolov8".
+
+    Raises:
+        ConfigurationError: the outputs do not fit the task.
+    """
+    if card.task == "classify":
+        return make_classify(card, outputs)
+    if card.task == "detect":
+        return make_detect(card, outputs)
+    return raw, []
+
+
+def raw(outputs: Tensors, place: int, _letterbox: Letterbox, result: Result) -> None:
+    """Give every output tensor as it is, cut to one frame (the batch axis stays, length 1)."""
+    result.tensors = {name: array[place : place + 1] for name, array in outputs.items()}

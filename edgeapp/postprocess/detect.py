@@ -1,0 +1,293 @@
+"""Detector heads -> boxes in picture pixels: decoding, thresholds and NMS in NumPy.
+
+The order matters for speed: the row-wise maximum and the threshold come first, everything else
+touches only the survivors; float16 scores are compared as integers, which NumPy does 10 times
+faster (non-negative float16 values sort as their bits do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeapp import errors
+from edgeapp.labels import label
+from edgeapp.model import Card
+from edgeapp.records import Detection, Letterbox, Result, Tensors, TensorSpec
+
+Candidates = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+"""boxes_xyxy (n, 4) in network pixels, scores (n,), class ids (n,)."""
+
+MOST_CANDIDATES = 8192
+"""NMS looks at no more boxes, the best ones: its time grows with the square of their number."""
+
+NMS_BLOCK = 48
+"""Boxes handled at once by NMS; 32 to 64 are equally fast."""
+
+YOLOX_STRIDES = (8, 16, 32)
+
+
+def make_detect(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[str]]:
+    """See `make_postprocess`; the head is taken from the card, else told from the shapes."""
+    head, transposed = _choose_head(card, outputs)
+    guesses = [] if card.head else [f"head={head}"]
+    if head == "nms":
+        names = _nms_names(outputs)
+
+        def decode(tensors: Tensors, place: int) -> Candidates:
+            return decode_nms(*(tensors[name][place] for name in names), card.score_threshold)
+    else:
+        name = outputs[0].name
+        decoder = _decoder(head, transposed, card)
+
+        def decode(tensors: Tensors, place: int) -> Candidates:
+            return decoder(tensors[name][place])
+
+    needs_nms = head in ("yolov8", "yolov5", "yolox")
+
+    def detect(tensors: Tensors, place: int, letterbox: Letterbox, result: Result) -> None:
+        boxes, scores, classes = decode(tensors, place)
+        if needs_nms:
+            keep = nms(boxes, scores, classes, card.iou_threshold, card.max_detections)
+        else:
+            keep = np.argsort(-scores, kind="stable")[: card.max_detections]
+        boxes = to_picture(boxes[keep], letterbox)
+        result.detections = [
+            Detection(class_id, label(card.labels, class_id), score, (x0, y0, x1, y1))
+            for (x0, y0, x1, y1), score, class_id in zip(
+                boxes.tolist(), scores[keep].tolist(), classes[keep].tolist(), strict=True
+            )
+        ]
+
+    return detect, guesses
+
+
+def _choose_head(card: Card, outputs: Sequence[TensorSpec]) -> tuple[str, bool]:
+    """(head, whether a yolov8 head comes as (batch, n, 4 + classes))."""
+    shapes = "; ".join(map(str, outputs))
+    if card.head == "nms" or (not card.head and len(outputs) == 4):
+        return "nms", False
+    if len(outputs) != 1 or len(outputs[0].shape) != 3:
+        raise errors.ConfigurationError(
+            "task detect wants one output tensor of three dimensions, or the four of in-engine NMS",
+            f"the engine has {shapes}",
+            "use --task raw",
+        )
+    _, rows, columns = outputs[0].shape
+    classes = len(card.labels)
+    # A free dimension is the number of boxes: the classes are never free.
+    boxes_last = columns == -1 or (rows != -1 and rows < columns)
+    per_box = rows if boxes_last else columns
+    if card.head:
+        head = card.head
+    elif boxes_last:
+        head = "yolov8"
+    elif columns == 6 and classes not in (1, 2):
+        head = "end2end"
+    elif classes and per_box in (4 + classes, 5 + classes):
+        head = "yolov8" if per_box == 4 + classes else "yolov5"
+    else:
+        head = "yolov5" if per_box == 85 else "yolov8"  # 85 = 5 + the 80 classes of COCO
+    if head == "yolov5" and not card.head and rows == _yolox_rows(card):
+        head = "yolox"  # one box a grid cell; YOLOv5 has three
+    if head != "yolov8" and boxes_last and rows != -1:
+        raise errors.ConfigurationError(
+            f"head {head} wants an output tensor (batch, boxes, numbers)", f"the engine has {shapes}", "give --head"
+        )
+    numbers = {"yolov8": 4, "yolov5": 5, "yolox": 5, "end2end": 6}[head]
+    wrong = per_box != 6 if head == "end2end" else per_box <= numbers
+    if not wrong and head != "end2end" and classes:
+        wrong = per_box != numbers + classes
+    if wrong:
+        raise errors.ConfigurationError(
+            f"{per_box} numbers a box do not fit the head {head}"
+            + (f" with {classes} labels" if classes and head != "end2end" else ""),
+            f"the engine has {shapes}",
+            "give the right --head or --labels, or use --task raw",
+        )
+    return head, not boxes_last
+
+
+def _yolox_rows(card: Card) -> int:
+    return sum((card.size_wh[0] // s) * (card.size_wh[1] // s) for s in YOLOX_STRIDES)
+
+
+def _decoder(head: str, transposed: bool, card: Card) -> Callable[[NDArray[Any]], Candidates]:
+    threshold = card.score_threshold
+    if head == "yolov8":
+        if transposed:
+            return lambda array: decode_yolov8(array.T, threshold)
+        return lambda array: decode_yolov8(array, threshold)
+    if head == "yolov5":
+        return lambda array: decode_yolov5(array, threshold)
+    if head == "yolox":
+        cells, strides = yolox_grid(card.size_wh)
+        return lambda array: decode_yolov5(array, threshold, (cells, strides))
+    return lambda array: decode_end2end(array, threshold)
+
+
+def _at_least(scores: NDArray[Any], threshold: float, axis: int) -> NDArray[np.int64]:
+    """Indices of the boxes whose best score reaches the threshold."""
+    if scores.dtype == np.float16:
+        bits = scores.view(np.int16)
+        # The smallest float16 that reaches the threshold, so that rounding lets no box slip.
+        least = np.float16(threshold)
+        if float(least) < threshold:
+            least = np.nextafter(least, np.float16(np.inf))
+        return np.flatnonzero(bits.max(axis) >= least.view(np.int16))
+    return np.flatnonzero(scores.max(axis) >= threshold)
+
+
+def decode_yolov8(array: NDArray[Any], threshold: float) -> Candidates:
+    """Decode (4 + classes, n): centre x, y, width, height in network pixels, class scores 0..1."""
+    chosen = _at_least(array[4:], threshold, 0)
+    part = array[:, chosen].astype(np.float32)
+    classes = part[4:].argmax(0)
+    return _xyxy(part[:4]), part[4:].max(0, initial=0.0), classes
+
+
+def decode_yolov5(
+    array: NDArray[Any], threshold: float, grid: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+) -> Candidates:
+    """Decode (n, 5 + classes): centre x, y, width, height, objectness 0..1, class scores 0..1.
+
+    Args:
+        grid: for YOLOX, whose boxes are relative to their cell: cells (n, 2) and strides (n,).
+    """
+    chosen = _at_least(array[:, 4:5], threshold, 1)  # score = objectness * class <= objectness
+    part = array[chosen].astype(np.float32)
+    scores = part[:, 5:] * part[:, 4:5]
+    classes = scores.argmax(1)
+    best = scores.max(1, initial=0.0)
+    good = best >= threshold
+    part, chosen = part[good], chosen[good]
+    box = part[:, :4].T.copy()
+    if grid is not None:
+        cells, strides = grid
+        box[:2] = (box[:2] + cells[chosen].T) * strides[chosen]
+        box[2:] = np.exp(box[2:]) * strides[chosen]
+    return _xyxy(box), best[good], classes[good]
+
+
+def yolox_grid(size_wh: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cells (n, 2) as x, y and strides (n,) of YOLOX's output rows.
+
+    Source: YOLOX, yolox/utils/demo_utils.py, demo_postprocess.
+    """
+    cells, strides = [], []
+    for stride in YOLOX_STRIDES:
+        x, y = np.meshgrid(np.arange(size_wh[0] // stride), np.arange(size_wh[1] // stride))
+        cells.append(np.stack((x, y), 2).reshape(-1, 2))
+        strides.append(np.full(x.size, stride))
+    return np.concatenate(cells).astype(np.float32), np.concatenate(strides).astype(np.float32)
+
+
+def decode_end2end(array: NDArray[Any], threshold: float) -> Candidates:
+    """Decode (n, 6): x0, y0, x1, y1 in network pixels, score, class id; NMS is done already."""
+    part = array[array[:, 4] >= threshold].astype(np.float32)
+    return part[:, :4], part[:, 4], part[:, 5].astype(np.int64)
+
+
+def decode_nms(
+    count: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any], threshold: float
+) -> Candidates:
+    """Read the four outputs of TensorRT's EfficientNMS plugin.
+
+    Args:
+        count: () or (1,) number of valid boxes.
+        boxes: (n, 4) x0, y0, x1, y1 in network pixels.
+        scores, classes: (n,).
+    """
+    n = max(0, min(int(count.reshape(-1)[0]), len(scores)))
+    good = np.flatnonzero(scores[:n] >= threshold)
+    return boxes[good].astype(np.float32), scores[good].astype(np.float32), classes[good].astype(np.int64)
+
+
+def _nms_names(outputs: Sequence[TensorSpec]) -> tuple[str, str, str, str]:
+    """Names of (count, boxes, scores, classes) among the four outputs."""
+
+    def pick(*parts: str) -> str:
+        for part in parts:
+            for output in outputs:
+                if part in output.name.lower():
+                    return output.name
+        raise errors.ConfigurationError(
+            "head nms wants four outputs: number, boxes, scores and classes of the detections",
+            "the engine has " + "; ".join(map(str, outputs)),
+            "use --task raw",
+        )
+
+    return pick("num"), pick("box"), pick("score"), pick("class", "label")
+
+
+def _xyxy(xywh: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(4, n) centre and size -> (n, 4) corners."""
+    half = xywh[2:] / 2
+    return np.concatenate((xywh[:2] - half, xywh[:2] + half)).T
+
+
+def nms(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    iou_threshold: float,
+    max_detections: int,
+) -> NDArray[np.int64]:
+    """Greedy non-maximum suppression, class by class.
+
+    Args:
+        boxes: (n, 4) corners. scores, classes: (n,).
+        iou_threshold: a box that overlaps a better one of its class by more is dropped.
+        max_detections: stop after this many.
+
+    Returns:
+        indices of the kept boxes, best first.
+    """
+    order = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
+    order = order[np.isfinite(boxes[order]).all(1)]
+    if order.size == 0:
+        return order
+    # Boxes of different classes are moved apart, so that one pass serves all classes.
+    moved = boxes[order].astype(np.float64)
+    span = float(moved.max() - moved.min()) + 1.0
+    moved += (classes[order] * span)[:, None]
+    areas = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
+
+    kept: list[int] = []
+    alive = np.arange(order.size)
+    while alive.size and len(kept) < max_detections:
+        block = alive[:NMS_BLOCK]
+        overlap = _iou(moved, areas, block, alive) > iou_threshold
+        inside = overlap[:, : block.size]
+        chosen: list[int] = []
+        dropped = np.zeros(block.size, bool)
+        for i in range(block.size):
+            if not dropped[i]:
+                chosen.append(i)
+                dropped |= inside[i]
+        kept.extend(block[chosen].tolist())
+        rest = ~overlap[chosen, block.size :].any(0)
+        alive = alive[block.size :][rest]
+    return order[kept[:max_detections]]
+
+
+def _iou(
+    boxes: NDArray[np.float64], areas: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Intersection over union of every box of `rows` with every box of `columns`."""
+    a, b = boxes[rows][:, None], boxes[columns][None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = np.clip(sides, 0, None).prod(2)
+    union = areas[rows][:, None] + areas[columns][None] - shared
+    return shared / np.maximum(union, 1e-12)
+
+
+def to_picture(boxes: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.float64]:
+    """Boxes (n, 4) from network pixels to picture pixels, cut at the picture's edges."""
+    scale = np.tile(letterbox.scale_xy, 2)
+    offset = np.tile(letterbox.offset_xy, 2)
+    limit = np.tile(letterbox.picture_wh, 2)
+    return np.clip((boxes - offset) / scale, 0, limit)

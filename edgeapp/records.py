@@ -1,0 +1,122 @@
+"""The nouns of the program: dataclasses over NumPy arrays, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from edgeapp.errors import EdgeappError
+
+Tensors = dict[str, NDArray[Any]]
+"""Tensor name -> array."""
+
+Shape = tuple[int, ...]
+"""A tensor's shape; -1 stands for a dimension that is known only at run time."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One I/O tensor of an engine.
+
+    Attributes:
+        name: the tensor's name in the plan or ONNX file.
+        shape: -1 where a dimension is free.
+        dtype: float32, float16, bfloat16, float8, int8, uint8, int32, int64, bool ...
+        is_input: True for an input tensor.
+        profiles: for an input of an engine with dynamic shapes, (min, opt, max) of every
+            optimisation profile; empty elsewhere.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    is_input: bool
+    profiles: tuple[tuple[Shape, Shape, Shape], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
+
+
+@dataclass
+class Frame:
+    """One input: a picture or a set of tensors, or the reason why it could not be read.
+
+    Attributes:
+        path: as the user named it.
+        image: RGB picture, orientation applied; None for tensors.
+        tensors: input tensors as they go to the engine; None for pictures.
+        error: set when the input could not be read; then nothing else is.
+        decode_ms: time spent on reading and decoding, milliseconds.
+    """
+
+    path: str
+    image: Image.Image | None = None
+    tensors: Tensors | None = None
+    error: EdgeappError | None = None
+    decode_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How a picture was laid into the network input, to bring boxes back.
+
+    `input_xy = picture_xy * scale_xy + offset_xy`, all in pixels.
+    """
+
+    scale_xy: tuple[float, float]
+    offset_xy: tuple[float, float]
+    picture_wh: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object: box (x0, y0, x1, y1) in pixels of the picture, origin top left; score 0..1."""
+
+    class_id: int
+    label: str
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One of the best classes of a picture; score is a probability, 0..1."""
+
+    class_id: int
+    label: str
+    score: float
+
+
+@dataclass
+class Result:
+    """What came out for one frame.
+
+    Attributes:
+        task: classify, detect or raw.
+        detections, classes, tensors: the one that belongs to the task is filled.
+        times_ms: milliseconds of decode, preprocess, infer, postprocess. A batch's time is
+            divided by its number of frames.
+        error: why this input has no answer.
+    """
+
+    frame: Frame
+    task: str
+    detections: list[Detection] = field(default_factory=list)
+    classes: list[Classification] = field(default_factory=list)
+    tensors: Tensors = field(default_factory=dict)
+    times_ms: dict[str, float] = field(default_factory=dict)
+    error: EdgeappError | None = None
+
+
+def nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:
+    """Bytes of an array of this shape and dtype."""
+    size = dtype.itemsize
+    for n in shape:
+        size *= n
+    return size

@@ -1,0 +1,239 @@
+"""Every option once: flag > EDGEAPP_* environment variable > default."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeapp.errors import UsageError
+
+DEFAULT_MAX_PIXELS = 100_000_000
+"""Larger pictures are refused from their header: 100 megapixels are 300 MB of memory."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its flag is --name-with-dashes, its variable EDGEAPP_NAME.
+
+    Attributes:
+        parse: text to value; raises ValueError with a reason. None for an on/off flag.
+        card: the option overrides the key of the same name in the model card.
+    """
+
+    name: str
+    help: str
+    parse: Callable[[str], Any] | None = str
+    metavar: str = ""
+    default: Any = None
+    many: bool = False
+    card: bool = False
+    group: str = "what to run"
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "EDGEAPP_" + self.name.upper()
+
+
+def choice(*words: str) -> Callable[[str], str]:
+    """A parser for one of `words`, in any case."""
+
+    def parse(text: str) -> str:
+        for word in words:
+            if text.lower() == word.lower():
+                return word
+        raise ValueError(f"choose from {', '.join(words)}")
+
+    return parse
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """A parser for a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError("a whole number is wanted") from None
+        if not low <= value <= high:
+            raise ValueError(f"{low} to {high} is allowed")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A parser for a number from `low` to `high`; fractions such as 1/255 are understood."""
+
+    def parse(text: str) -> float:
+        top, _, bottom = text.partition("/")
+        try:
+            value = float(top) / float(bottom or 1)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("a number is wanted") from None
+        if not low <= value <= high:
+            raise ValueError(f"{low:g} to {high:g} is allowed")
+        return value
+
+    return parse
+
+
+def numbers(text: str) -> list[float]:
+    """One number or three, separated by commas."""
+    values = [number(-1e9, 1e9)(part) for part in text.split(",")]
+    if len(values) not in (1, 3):
+        raise ValueError("one number or three, separated by commas, are wanted")
+    return values
+
+
+def size_wh(text: str) -> list[int]:
+    """WIDTHxHEIGHT in pixels, or one number for a square."""
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2):
+        raise ValueError("WIDTHxHEIGHT is wanted")
+    values = [integer(1, 16384)(part) for part in parts]
+    return values * 2 if len(values) == 1 else values
+
+
+def truth(text: str) -> bool:
+    """yes or no, from an environment variable."""
+    word = text.lower()
+    if word in ("1", "yes", "true", "on"):
+        return True
+    if word in ("0", "no", "false", "off", ""):
+        return False
+    raise ValueError("yes or no is wanted")
+
+
+OUT, CARD, TALK = "what comes out", "what the model wants (wins over its card)", "what is said"
+
+OPTIONS = (
+    Option("engine", "TensorRT plan to run on the GPU, or .onnx model to run on the CPU", metavar="FILE"),
+    Option("input", "pictures, folders, globs, .npy/.npz tensors; - reads paths from standard input",
+           metavar="PATH", many=True),
+    Option("recursive", "look into the folders of folders too", None),
+    Option("model_card", "the model card (default: STEM.json or model.json beside the engine)", metavar="FILE"),
+    Option("device", "GPU number", integer(0, 1023), "N", 0),
+    Option("batch", "pictures per inference (default: what the engine was built for, else 1)",
+           integer(1, 4096), "N"),
+    Option("max_pixels", "refuse larger pictures", integer(1, 1 << 31), "N", DEFAULT_MAX_PIXELS),
+    Option("output", "write results to FILE.jsonl, .csv or .npz instead of standard output (-)",
+           metavar="FILE", many=True, group=OUT),
+    Option("save", "write annotated pictures into this folder", metavar="DIR", group=OUT),
+    Option("task", "classify, detect or raw (every output tensor)", choice("classify", "detect", "raw"),
+           "TASK", card=True, group=CARD),
+    Option("labels", "text file, a class name a line", metavar="FILE", card=True, group=CARD),
+    Option("size_wh", "network input WIDTHxHEIGHT, pixels", size_wh, "WxH", card=True, group=CARD),
+    Option("resize", "letterbox, stretch or center_crop", choice("letterbox", "stretch", "center_crop"),
+           "HOW", card=True, group=CARD),
+    Option("antialias", "area-aware resizing as Pillow does it (--no-antialias: plain bilinear)", None,
+           card=True, group=CARD),
+    Option("crop_fraction", "center_crop: network size / shorter side before the cut", number(0.01, 1), "F",
+           card=True, group=CARD),
+    Option("color_order", "RGB, BGR or GRAY", choice("RGB", "BGR", "GRAY"), "ORDER", card=True, group=CARD),
+    Option("layout", "NCHW or NHWC", choice("NCHW", "NHWC"), "LAYOUT", card=True, group=CARD),
+    Option("scale", "tensor = (pixel * scale - mean) / std; 1/255 is understood", number(1e-9, 1e9), "F",
+           card=True, group=CARD),
+    Option("mean", "one number, or three for the channels", numbers, "F[,F,F]", card=True, group=CARD),
+    Option("std", "one number, or three for the channels", numbers, "F[,F,F]", card=True, group=CARD),
+    Option("pad_value", "grey of the letterbox's border", integer(0, 255), "N", card=True, group=CARD),
+    Option("head", "detector output: yolov8, yolov5, yolox, end2end or nms",
+           choice("yolov8", "yolov5", "yolox", "end2end", "nms"), "HEAD", card=True, group=CARD),
+    Option("activation", "classify: softmax for logits, none for probabilities", choice("softmax", "none"),
+           "HOW", card=True, group=CARD),
+    Option("score_threshold", "leave out what scores less", number(0, 1), "F", card=True, group=CARD),
+    Option("iou_threshold", "boxes that overlap more are one object", number(0, 1), "F", card=True, group=CARD),
+    Option("max_detections", "at most this many objects a picture", integer(1, 100_000), "N",
+           card=True, group=CARD),
+    Option("top_k", "classify: how many classes to name", integer(1, 100_000), "K", card=True, group=CARD),
+    Option("quiet", "say nothing but errors", None, default=False, group=TALK),
+    Option("debug", "show stack traces and the log lines of TensorRT", None, default=False, group=TALK),
+    Option("startup_trace", "print the milliseconds of each step of the start", None, default=False, group=TALK),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for; `card` holds the options that override the model card."""
+
+    engine: str | None = None
+    input: tuple[str, ...] = ()
+    recursive: bool = False
+    model_card: str | None = None
+    device: int = 0
+    batch: int | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    output: tuple[str, ...] = ()
+    save: str | None = None
+    quiet: bool = False
+    debug: bool = False
+    startup_trace: bool = False
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+def add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
+    """Add the options (all, or those named) to a parser, in their groups."""
+    groups: dict[str, Any] = {}
+    for option in OPTIONS:
+        if names is not None and option.name not in names:
+            continue
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        extra: dict[str, Any] = {"dest": option.name, "default": None, "help": option.help}
+        if option.parse is None:
+            plain = option.default is False or option.name == "recursive"
+            extra["action"] = "store_true" if plain else argparse.BooleanOptionalAction
+        else:
+            extra["metavar"] = option.metavar
+            extra["type"] = _typed(option)
+            if option.many:
+                extra.update(nargs="+", action="extend")
+        groups[option.group].add_argument(option.flag, **extra)
+
+
+def _typed(option: Option) -> Callable[[str], Any]:
+    """The option's parser, raising what argparse turns into a message."""
+    assert option.parse is not None
+    parse = option.parse
+
+    def typed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+    return typed
+
+
+def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from parsed flags, then the environment, then the defaults.
+
+    Raises:
+        UsageError: an environment variable has a value that its option does not take.
+    """
+    values: dict[str, Any] = {}
+    card: dict[str, Any] = {}
+    for option in OPTIONS:
+        value = getattr(arguments, option.name, None)
+        if value is None and option.variable in environment:
+            value = _from_text(option, environment[option.variable])
+        if option.card:
+            if value is not None:
+                card[option.name] = value
+        elif value is not None:
+            values[option.name] = tuple(value) if option.many else value
+    return Settings(**values, card=card)
+
+
+def _from_text(option: Option, text: str) -> Any:
+    parse = option.parse or truth
+    try:
+        return [parse(text)] if option.many else parse(text)
+    except ValueError as error:
+        raise UsageError(f"{option.variable}={text!r}: {error}", "", f"see edgeapp --help, {option.flag}") from error

@@ -1,0 +1,5 @@
+"""Where frames come from."""
+
+from edgeapp.sources.files import FileSource
+
+__all__ = ["FileSource"]

@@ -1,0 +1,316 @@
+"""Frames from files: pictures and tensors, given as paths, folders, globs or a list on a stream."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from edgeapp import errors, paths
+from edgeapp.records import Frame, Tensors, nbytes
+from edgeapp.stopping import Stop
+
+PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+"""Pillow decoders that may see a byte of an input; each more is one more attack surface."""
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+TENSOR_SUFFIXES = (".npy", ".npz")
+MOST_TENSOR_BYTES = 4 << 30
+MOST_LINE_BYTES = 1 << 16
+
+Image.MAX_IMAGE_PIXELS = None  # replaced by our own limit, which names the flag
+
+
+class FileSource:
+    """Frames of files, in the order given; what cannot be read becomes a frame with its error.
+
+    Args:
+        uris: paths, folders (their pictures and tensors, sorted), glob patterns, or "-" for a list
+            of paths on `stream`, a path a line.
+        recursive: look into the folders of folders.
+        max_pixels: refuse larger pictures by their header.
+        stop: ends the waiting for `stream`.
+        stream: where "-" reads from.
+    """
+
+    def __init__(
+        self,
+        uris: Sequence[str],
+        *,
+        recursive: bool = False,
+        max_pixels: int,
+        stop: Stop,
+        stream: IO[bytes] | None = None,
+    ) -> None:
+        self._max_pixels = max_pixels
+        self._stop = stop
+        self._stream = stream
+        self._items: list[str | errors.EdgeappError | None] = []
+        self.total: int | None = 0
+        for uri in uris:
+            if uri == "-":
+                self._items.append(None)
+                self.total = None
+            else:
+                self._items.extend(expand(uri, recursive=recursive))
+        if self.total is not None:
+            self.total = len(self._items)
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that are known before the first is read."""
+        return [item for item in self._items if isinstance(item, str)]
+
+    def __iter__(self) -> Iterator[Frame]:
+        for item in self._items:
+            if item is None:
+                for path in self._listed():
+                    yield self._read(path)
+            elif isinstance(item, errors.EdgeappError):
+                yield Frame(item.what.removeprefix("cannot read "), error=item)
+            else:
+                yield self._read(item)
+
+    def _listed(self) -> Iterator[str]:
+        """Paths from the stream, as they come; a signal ends the waiting."""
+        stream = self._stream
+        if stream is None:
+            raise errors.UsageError("--input - wants a list of paths on standard input", "standard input is closed")
+        rest = b""
+        while True:
+            self._stop.wait_readable(stream)
+            chunk = os.read(stream.fileno(), 1 << 16)
+            lines = (rest + chunk).split(b"\n")
+            rest = lines.pop()
+            if not chunk:
+                lines, rest = [rest], b""
+            for line in lines:
+                path = os.fsdecode(line.removesuffix(b"\r"))
+                if path:
+                    yield path
+            if len(rest) > MOST_LINE_BYTES:
+                raise errors.DataError(
+                    f"the list on standard input has a line of over {MOST_LINE_BYTES} bytes",
+                    "a path a line is wanted, not the pictures themselves",
+                    "printf '%s\\n' *.jpg | edgeapp ... --input -",
+                )
+            if not chunk:
+                return
+
+    def _read(self, path: str) -> Frame:
+        started = time.perf_counter()
+        frame = Frame(path)
+        try:
+            if path.lower().endswith(TENSOR_SUFFIXES):
+                frame.tensors = read_tensors(path)
+            else:
+                frame.image = read_picture(path, self._max_pixels)
+        except errors.EdgeappError as error:
+            frame.error = error
+        except MemoryError:
+            frame.error = errors.SystemRefusedError(f"cannot read {paths.printable(path)}", "there is not enough memory")
+        frame.decode_ms = (time.perf_counter() - started) * 1e3
+        return frame
+
+
+def expand(uri: str, *, recursive: bool) -> list[str | errors.EdgeappError]:
+    """The files that a path, a folder or a glob pattern names; an error where it names none."""
+    name = paths.printable(uri)
+    try:
+        if os.path.isdir(uri):
+            found = _folder(uri, recursive=recursive)
+            if not found:
+                return [
+                    errors.DataError(
+                        f"cannot read {name}: no pictures in this folder",
+                        f"looked for {' '.join(PICTURE_SUFFIXES + TENSOR_SUFFIXES)}",
+                        "name another folder" if recursive else "add --recursive for the folders inside it",
+                    )
+                ]
+            return [*found]
+        if glob.has_magic(uri) and not os.path.lexists(uri):
+            matches = sorted(p for p in glob.glob(uri, recursive=recursive) if not os.path.isdir(p))
+            if not matches:
+                return [errors.NotFoundError(f"cannot read {name}: nothing matches", "", "check the pattern")]
+            return [*matches]
+    except OSError as error:
+        return [paths.refusal(f"cannot read {name}", error)]
+    return [uri]
+
+
+def _folder(root: str, *, recursive: bool) -> list[str]:
+    """Pictures and tensors of a folder, sorted by path; hidden files are left out."""
+    found: list[str] = []
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(PICTURE_SUFFIXES + TENSOR_SUFFIXES):
+                found.append(os.path.join(folder, name))
+    return sorted(found)
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a file for reading, but no FIFO or device, which could block or never end.
+
+    Raises:
+        EdgeappError: it cannot be opened or is no regular file.
+    """
+    what = f"cannot read {paths.printable(path)}"
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise paths.refusal(what, error) from error
+    except ValueError as error:  # a NUL in the name
+        raise errors.NotFoundError(what, str(error), "check the name") from error
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        kind = next(
+            (text for test, text in _KINDS if test(mode)),
+            "no regular file",
+        )
+        raise errors.DataError(f"{what}: it is {kind}", "", "name a picture file")
+    return os.fdopen(handle, "rb")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def read_picture(path: str, max_pixels: int) -> Image.Image:
+    """Decode a JPEG, PNG, BMP or WebP file.
+
+    Returns:
+        8-bit RGB picture, EXIF orientation applied. Greyscale and palettes are spread to RGB,
+        CMYK is converted, 16 bits are cut to their upper 8, alpha is dropped (the habit of
+        torchvision and OpenCV, so what models are trained with).
+
+    Raises:
+        EdgeappError: it cannot be opened, is no such picture, is damaged or larger than
+            `max_pixels`.
+    """
+    what = f"cannot read {paths.printable(path)}"
+    fix = "give a JPEG, PNG, BMP or WebP picture"
+    with open_regular(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF blocks: the pixels are what matters
+        try:
+            image = Image.open(file, formats=PICTURE_FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise errors.DataError(
+                    f"{what}: {width}x{height} pixels are too many",
+                    f"the limit is {max_pixels} pixels",
+                    "raise it with --max-pixels if there is enough memory",
+                )
+            image.load()
+            return to_rgb(image)
+        except Image.UnidentifiedImageError as error:
+            empty = os.fstat(file.fileno()).st_size == 0
+            why = "the file is empty" if empty else "it is no picture of a known format"
+            raise errors.DataError(what, why, fix) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise paths.refusal(what, error) from error
+            raise errors.DataError(what, f"it is damaged: {error}", "copy it again, or leave it out") from error
+        except (ValueError, SyntaxError, IndexError, KeyError, TypeError, ArithmeticError, EOFError) as error:
+            # Pillow's decoders raise any of these on damaged files.
+            raise errors.DataError(what, f"it is damaged: {error}", "copy it again, or leave it out") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of any mode that the allowed decoders give, with the EXIF orientation applied."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit PNG: Pillow's own conversion to 8 bits clips instead of scaling.
+        pixels = np.asarray(image)
+        image = Image.fromarray((np.clip(pixels, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_tensors(path: str) -> Tensors:
+    """Arrays of a .npz file by name, or of a .npy file under the name "".
+
+    Raises:
+        EdgeappError: it cannot be opened, is damaged, holds objects or claims too many bytes.
+    """
+    what = f"cannot read {paths.printable(path)}"
+    fix = "write it with numpy.save or numpy.savez"
+    with open_regular(path) as file:
+        try:
+            if path.lower().endswith(".npy"):
+                return {"": _read_array(file, os.fstat(file.fileno()).st_size)}
+            tensors: Tensors = {}
+            with zipfile.ZipFile(file) as archive:
+                total = sum(entry.file_size for entry in archive.infolist())
+                if total > MOST_TENSOR_BYTES:
+                    raise ValueError(f"it claims {total} bytes, the limit is {MOST_TENSOR_BYTES}")
+                for entry in archive.infolist():
+                    with archive.open(entry) as member:
+                        tensors[entry.filename.removesuffix(".npy")] = _read_array(member, entry.file_size)
+            if not tensors:
+                raise ValueError("it holds no arrays")
+            return tensors
+        except OSError as error:
+            if error.errno is not None:
+                raise paths.refusal(what, error) from error
+            raise errors.DataError(what, f"it is damaged: {error}", fix) from error
+        except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, SyntaxError) as error:
+            raise errors.DataError(what, f"it is no NumPy file: {error}", fix) from error
+        except Exception as error:
+            if type(error).__module__ in ("zlib", "_lzma", "tokenize"):  # damaged inside
+                raise errors.DataError(what, f"it is damaged: {error}", fix) from error
+            raise
+
+
+def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
+    """One array in NumPy's format, checked by its header before memory is taken for it."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the format is unknown")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, not numbers")
+    wanted = nbytes(shape, dtype)
+    if wanted > size:
+        raise ValueError(f"its header claims {wanted} bytes, it has {size}")
+    data = file.read(wanted)
+    if len(data) < wanted:
+        raise ValueError(f"{len(data)} of {wanted} bytes are there")
+    array = np.frombuffer(bytearray(data), dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def standard_input() -> BinaryIO | None:
+    """Standard input as bytes; None when it is closed."""
+    return sys.stdin.buffer.raw if sys.stdin is not None else None  # type: ignore[attr-defined, no-any-return]
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths name one file; False when either does not exist."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False

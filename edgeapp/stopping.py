@@ -1,0 +1,59 @@
+"""SIGINT and SIGTERM set a flag; the loops look at it and end in order."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from types import FrameType
+from typing import IO
+
+from edgeapp.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME_SIGNAL_S = 1.0
+"""Repeats within this time are one request: PyInstaller's onefile parent forwards a signal that
+the whole process group got already (measured with 6.22: Ctrl-C arrives twice)."""
+
+
+class Stop:
+    """Whether a signal asked the program to end.
+
+    The first signal sets the flag; one that comes later again kills the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._first_s = 0.0
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+
+    def install(self) -> None:
+        """Take over the signals; call it from the main thread, before anything heavy is loaded."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP: keep that
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.signal_number is None:
+            self.signal_number, self._first_s = number, time.monotonic()
+        elif time.monotonic() - self._first_s > SAME_SIGNAL_S:
+            self.die()
+
+    def check(self) -> None:
+        """Raise Stopped when a signal came."""
+        if self.signal_number is not None:
+            raise Stopped
+
+    def wait_readable(self, stream: IO[bytes]) -> None:
+        """Block until `stream` has data or ended; raise Stopped when a signal comes first."""
+        select.select([stream, self._wake_read], [], [])
+        self.check()
+
+    def die(self) -> None:
+        """End the process by the signal that came, so that the parent sees the true cause."""
+        if self.signal_number is not None:
+            signal.signal(self.signal_number, signal.SIG_DFL)
+            os.kill(os.getpid(), self.signal_number)
