@@ -186,15 +186,14 @@ def complete(
     def guess(key: str, value: Any) -> None:
         if key not in values:
             values[key] = value
-            text = "x".join(map(str, value)) if key == "size_wh" else value
-            guesses.append(f"{key}={_short(text)}")
+            guesses.append(f"{key}={_short(value)}")
 
     picture = inputs[0] if len(inputs) == 1 and len(inputs[0].shape) == 4 else None
     guess("task", _guess_task(outputs) if picture else "raw")
     values.setdefault("score_threshold", 0.25 if values["task"] == "detect" else 0.0)
     if picture is not None:
         channels_last = picture.shape[3] in (1, 3) and picture.shape[1] not in (1, 3)
-        guess("layout", "NHWC" if channels_last else "NCHW")
+        values.setdefault("layout", "NHWC" if channels_last else "NCHW")
         nchw = values["layout"] == "NCHW"
         channels = picture.shape[1 if nchw else 3]
         hw = (2, 3) if nchw else (1, 2)
@@ -207,7 +206,7 @@ def complete(
                 )
         else:
             guess("color_order", "GRAY" if channels == 1 else "RGB")
-            guess("size_wh", _guess_size(picture, hw))
+            values.setdefault("size_wh", _guess_size(picture, hw))
             _check_size(values["size_wh"], picture, hw)
             if picture.dtype.startswith("float") or picture.dtype == "bfloat16":
                 classify = values["task"] == "classify" and values["color_order"] != "GRAY"

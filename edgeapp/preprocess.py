@@ -123,11 +123,15 @@ def _letterbox(image: Image.Image, size_wh: tuple[int, int], card: Card) -> tupl
 
 
 def _center_crop(image: Image.Image, size_wh: tuple[int, int], card: Card) -> tuple[Image.Image, Letterbox]:
-    # torchvision: Resize(256) scales the shorter side, CenterCrop(224) cuts; 224 / 256 = 0.875.
-    # Cutting first and scaling the cut gives the same pixels without a huge picture in between.
-    scale = max(size_wh[i] / card.crop_fraction / image.size[i] for i in (0, 1))
-    cut_wh = [size_wh[i] / scale for i in (0, 1)]
-    x0, y0 = (max(0.0, (image.size[i] - cut_wh[i]) / 2) for i in (0, 1))
-    box = (x0, y0, min(float(image.width), x0 + cut_wh[0]), min(float(image.height), y0 + cut_wh[1]))
-    fitted = resize(image, size_wh, antialias=card.antialias, box=box)
-    return fitted, Letterbox((scale, scale), (-x0 * scale, -y0 * scale), image.size)
+    # torchvision: Resize(256) scales the shorter side and cuts the longer one's fraction off,
+    # CenterCrop(224) cuts at a whole pixel; 224 / 256 = 0.875. Taking the same part of the picture
+    # before scaling gives the same pixels without a huge picture in between.
+    wanted = [round(n / card.crop_fraction) for n in size_wh]
+    ratio = max(wanted[i] / image.size[i] for i in (0, 1))
+    scaled = [max(wanted[i], int(image.size[i] * ratio + 1e-6)) for i in (0, 1)]
+    start = [round((scaled[i] - size_wh[i]) / 2) for i in (0, 1)]
+    scale = [scaled[i] / image.size[i] for i in (0, 1)]
+    x0, y0 = (start[i] / scale[i] for i in (0, 1))
+    x1, y1 = (min(float(image.size[i]), (start[i] + size_wh[i]) / scale[i]) for i in (0, 1))
+    fitted = resize(image, size_wh, antialias=card.antialias, box=(x0, y0, x1, y1))
+    return fitted, Letterbox((scale[0], scale[1]), (float(-start[0]), float(-start[1])), image.size)

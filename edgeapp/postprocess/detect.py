@@ -87,12 +87,12 @@ def _choose_head(card: Card, outputs: Sequence[TensorSpec]) -> tuple[str, bool]:
         head = "yolov8"
     elif columns == 6 and classes not in (1, 2):
         head = "end2end"
-    elif classes and per_box in (4 + classes, 5 + classes):
-        head = "yolov8" if per_box == 4 + classes else "yolov5"
+    elif rows == 3 * _grid_cells(card) and per_box != 4 + classes:
+        head = "yolov5"  # three boxes a grid cell
+    elif per_box == 5 + classes or (not classes and per_box == 85):  # 85 = 5 + the 80 classes of COCO
+        head = "yolox" if rows == _grid_cells(card) else "yolov5"
     else:
-        head = "yolov5" if per_box == 85 else "yolov8"  # 85 = 5 + the 80 classes of COCO
-    if head == "yolov5" and not card.head and rows == _yolox_rows(card):
-        head = "yolox"  # one box a grid cell; YOLOv5 has three
+        head = "yolov8"
     if head != "yolov8" and boxes_last and rows != -1:
         raise errors.ConfigurationError(
             f"head {head} wants an output tensor (batch, boxes, numbers)", f"the engine has {shapes}", "give --head"
@@ -111,7 +111,8 @@ def _choose_head(card: Card, outputs: Sequence[TensorSpec]) -> tuple[str, bool]:
     return head, not boxes_last
 
 
-def _yolox_rows(card: Card) -> int:
+def _grid_cells(card: Card) -> int:
+    """Cells of the usual three grids on the network's input."""
     return sum((card.size_wh[0] // s) * (card.size_wh[1] // s) for s in YOLOX_STRIDES)
 
 

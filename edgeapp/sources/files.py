@@ -15,13 +15,21 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from edgeapp import errors, paths
 from edgeapp.records import Frame, Tensors, nbytes
 from edgeapp.stopping import Stop
 
-PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+PICTURE_FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        BmpImagePlugin.BmpImageFile,
+        WebPImagePlugin.WebPImageFile,
+    )
+)
 """Pillow decoders that may see a byte of an input; each more is one more attack surface."""
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
