@@ -199,7 +199,12 @@ class Bootstrap:
 
 @contextmanager
 def bring_up(
-    plan: ModelFile, *, device: int, detail: Callable[[str], None], trace: Trace, check_stop: Callable[[], None]
+    plan: ModelFile,
+    *,
+    device: int,
+    detail: Callable[[str], None],
+    trace: Trace,
+    check_stop: Callable[[], None],
 ) -> Iterator[GpuEngine]:
     """A running engine for a plan, for the length of the `with` block.
 

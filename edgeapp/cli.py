@@ -97,7 +97,10 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         )
         parser.add_argument("--version", action="version", version=f"edgeapp {__version__}")
     if name == "demo":
-        settings.add_options(parser, ("engine", "input", "device", "output", "save", "quiet", "debug", "startup_trace"))
+        settings.add_options(
+            parser,
+            ("engine", "input", "device", "output", "save", "quiet", "debug", "startup_trace"),
+        )
     else:
         settings.add_options(parser)
     return COMMANDS[name][1], settings.from_arguments(parser.parse_args(rest))
@@ -133,7 +136,9 @@ def _guarded(words: Sequence[str]) -> int:
     except Exception as error:
         _stack_trace()
         bug = errors.EdgeappError(
-            f"internal error: {type(error).__name__}: {error}", "this is a bug in edgeapp", "report it with the lines above"
+            f"internal error: {type(error).__name__}: {error}",
+            "this is a bug in edgeapp",
+            "report it with the lines above",
         )
         talk.error(bug)
         return bug.exit_code

@@ -222,7 +222,7 @@ def complete(
             f"the engine has {shapes}",
             "use --task raw with tensors (.npy, .npz)",
         )
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return Card(**fields), guesses
 
 

@@ -40,13 +40,14 @@ def restore_environment() -> None:
             os.environ["LD_LIBRARY_PATH"] = original
 
 
-def printable(path: str | os.PathLike[str]) -> str:
-    """A path in one line of valid UTF-8: control characters and foreign bytes are escaped.
+def text(path: str) -> str:
+    """A path as valid Unicode: bytes that are no UTF-8 are shown as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
-    A file name may hold a newline or bytes that are no UTF-8; neither may break a line of a log.
-    """
-    text = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+def printable(path: str) -> str:
+    """A path in one line: a file name may hold a newline, which must not break a line of a log."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text(path))
 
 
 def refusal(what: str, error: OSError, *, writing: bool = False) -> errors.EdgeappError:

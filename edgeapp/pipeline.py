@@ -18,6 +18,7 @@ from edgeapp.records import Frame, Letterbox, Result, Tensors, TensorSpec
 class Engine(Protocol):
     """Runs a model: on a GPU with TensorRT, or on the CPU with ONNX Runtime."""
 
+    name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -189,7 +190,10 @@ class Pipeline:
                 result.tensors = self._engine.infer(self._named(frame.tensors))
             except errors.DataError as error:
                 result.error = error
-            result.times_ms = {"decode": frame.decode_ms, "infer": (time.perf_counter() - started) * 1e3}
+            result.times_ms = {
+                "decode": frame.decode_ms,
+                "infer": (time.perf_counter() - started) * 1e3,
+            }
         self._write(result)
 
     def _named(self, tensors: Tensors) -> Tensors:

@@ -130,7 +130,9 @@ def _plan_version(name: str, head: bytes, size: int) -> tuple[int, ...]:
     """(major, minor, patch, build) from the header of a plan of `size` bytes."""
     if len(head) < HEADER_BYTES:
         raise errors.DataError(
-            f"cannot run {name}: the plan is cut short after {size} bytes", "", "copy or build it again"
+            f"cannot run {name}: the plan is cut short after {size} bytes",
+            "",
+            "copy or build it again",
         )
     wanted = int.from_bytes(head[16:24], "little")
     if size < wanted:

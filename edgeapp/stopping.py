@@ -49,7 +49,7 @@ class Stop:
 
     def wait_readable(self, stream: IO[bytes]) -> None:
         """Block until `stream` has data or ended; raise Stopped when a signal comes first."""
-        select.select([stream, self._wake_read], [], [])
+        select.select([stream.fileno(), self._wake_read], [], [])
         self.check()
 
     def die(self) -> None:

@@ -94,7 +94,12 @@ def program(request: pytest.FixtureRequest, tmp_path: Path) -> Program:
 @pytest.fixture
 def source_program(tmp_path: Path) -> Program:
     """The program as source tree only, for what needs no second look when frozen."""
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONPATH": str(ROOT),
+    }
     return Program([sys.executable, "-m", "edgeapp"], tmp_path, env)
 
 

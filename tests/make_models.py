@@ -68,7 +68,10 @@ def conv(path: Path) -> Path:
         ],
         [value("x", T.FLOAT, [1, 3, 32, 32])],
         [value("y", T.FLOAT, [1, 8, 30, 30])],
-        {"w": rng.normal(0, 0.2, (8, 3, 3, 3)).astype(np.float32), "b": rng.normal(0, 0.2, 8).astype(np.float32)},
+        {
+            "w": rng.normal(0, 0.2, (8, 3, 3, 3)).astype(np.float32),
+            "b": rng.normal(0, 0.2, 8).astype(np.float32),
+        },
     )
 
 

@@ -20,9 +20,20 @@ LEVELS = {
     "commands": 4,
     "cli": 5, "__main__": 6,
 }  # fmt: skip
-INSIDE_LEVEL = {"paths": {"errors"}, "stopping": {"errors"}, "records": {"errors"}, "model": {"labels"}}
+INSIDE_LEVEL = {
+    "paths": {"errors"},
+    "stopping": {"errors"},
+    "records": {"errors"},
+    "model": {"labels"},
+}
 GPU_ORDER = ("__init__", "faults", "driver", "runtimes", "buffers", "engine", "infer", "build")
-GPU_LIBRARIES = ("pycuda", "tensorrt", "tensorrt_lean_bindings", "tensorrt_lean", "tensorrt_dispatch")
+GPU_LIBRARIES = (
+    "pycuda",
+    "tensorrt",
+    "tensorrt_lean_bindings",
+    "tensorrt_lean",
+    "tensorrt_dispatch",
+)
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -51,9 +62,7 @@ def test_module_imports_only_lower_levels(path: Path) -> None:
         if parts[0] != "edgeapp" or len(parts) < 2:
             continue
         there = parts[1] if parts[1] in LEVELS else "__init__"
-        allowed = (
-            there == here or LEVELS[there] < LEVELS[here] or there in INSIDE_LEVEL.get(here, ())
-        )
+        allowed = there == here or LEVELS[there] < LEVELS[here] or there in INSIDE_LEVEL.get(here, ())
         assert allowed, f"{here} (level {LEVELS[here]}) imports {name} (level {LEVELS[there]})"
 
 
@@ -83,7 +92,5 @@ def test_help_and_version_import_nothing_heavy(word: str) -> None:
         f"try:\n    main(['{word}'])\nexcept SystemExit as end:\n    assert end.code in (0, None), end.code\n"
         f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

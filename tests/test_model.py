@@ -66,7 +66,11 @@ def test_read_card_labels_in_three_forms(tmp_path: Path) -> None:
     """A list, ids with names (gaps filled), or a text file beside the card."""
     (tmp_path / "names.txt").write_text("bolt\n\nnut\n")
     assert model.read_card(card(tmp_path, {"labels": ["a", "b"]}))["labels"] == ["a", "b"]
-    assert model.read_card(card(tmp_path, {"labels": {"2": "c", "0": "a"}}))["labels"] == ["a", "class 1", "c"]
+    assert model.read_card(card(tmp_path, {"labels": {"2": "c", "0": "a"}}))["labels"] == [
+        "a",
+        "class 1",
+        "c",
+    ]
     assert model.read_card(card(tmp_path, {"labels": "names.txt"}))["labels"] == ["bolt", "nut"]
 
 
@@ -88,7 +92,10 @@ def test_from_ultralytics_onnx_texts() -> None:
     assert values["antialias"] is False
 
 
-@pytest.mark.parametrize("metadata", [{}, {"task": "detect"}, {"task": 3, "names": {}}, {"names": {"x": 1}, "task": "detect"}])
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {"task": "detect"}, {"task": 3, "names": {}}, {"names": {"x": 1}, "task": "detect"}],
+)
 def test_from_ultralytics_without_sense_is_ignored(metadata: dict[str, Any]) -> None:
     """Half a set of metadata is no card."""
     assert model.from_ultralytics(metadata) == {}
@@ -119,11 +126,9 @@ def test_complete_free_size_uses_profile_or_asks() -> None:
     free = TensorSpec("images", (-1, 3, -1, -1), "float32", True)
     planned = TensorSpec("images", (-1, 3, -1, -1), "float32", True, profiles)
     assert model.complete({}, (planned,), (LOGITS,))[0].size_wh == (64, 48)
-    with pytest.raises(errors.ConfigurationError, match="--size-wh"):
-        try:
-            model.complete({}, (free,), (LOGITS,))
-        except errors.ConfigurationError as error:
-            raise errors.ConfigurationError(str(error)) from error
+    with pytest.raises(errors.ConfigurationError) as caught:
+        model.complete({}, (free,), (LOGITS,))
+    assert "--size-wh" in caught.value.fix
 
 
 def test_complete_wrong_size_is_refused() -> None:

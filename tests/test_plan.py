@@ -65,7 +65,11 @@ def test_identify_real_plans_and_models(shared_fixtures: Path) -> None:
         ("a.plan", bytes(500), "neither"),
         ("a.plan", b"\xff" * 500, "neither"),
         ("a.plan", struct.pack("<i", 400) + b"{" + b"x" * 600, "neither"),
-        ("a.plan", struct.pack("<i", 20) + b'{"a": 1}            ' + plan_bytes()[:60], "cut short"),
+        (
+            "a.plan",
+            struct.pack("<i", 20) + b'{"a": 1}            ' + plan_bytes()[:60],
+            "cut short",
+        ),
     ],
 )
 def test_identify_refuses_what_is_no_model(tmp_path: Path, name: str, data: bytes, word: str) -> None:

@@ -69,7 +69,9 @@ def test_detect_places_of_a_batch_are_kept_apart() -> None:
         ({"head": "nms"}, (-1, 7, 84), "four outputs"),
     ],
 )
-def test_detect_outputs_that_do_not_fit_are_refused(values: dict[str, object], shape: tuple[int, ...], word: str) -> None:
+def test_detect_outputs_that_do_not_fit_are_refused(
+    values: dict[str, object], shape: tuple[int, ...], word: str
+) -> None:
     """A head that cannot be is refused before the first picture."""
     with pytest.raises(errors.ConfigurationError, match=word):
         make_postprocess(card(**values), (TensorSpec("output0", shape, "float32", False),))

@@ -27,7 +27,11 @@ def bilinear(image: np.ndarray, width: int, height: int) -> np.ndarray:
     def axis(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
         low = np.floor(x)
-        return np.clip(low, 0, n_in - 1).astype(int), np.clip(low + 1, 0, n_in - 1).astype(int), x - low
+        return (
+            np.clip(low, 0, n_in - 1).astype(int),
+            np.clip(low + 1, 0, n_in - 1).astype(int),
+            x - low,
+        )
 
     y0, y1, fy = axis(image.shape[0], height)
     x0, x1, fx = axis(image.shape[1], width)

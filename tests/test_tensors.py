@@ -64,7 +64,12 @@ def test_convert_refuses_what_would_change(values: np.ndarray, dtype: str) -> No
 def test_bfloat16_rounds_to_nearest_even() -> None:
     """Against the definition: the nearest of all bfloat16 values, ties to the even one."""
     rng = np.random.default_rng(0)
-    values = np.concatenate((rng.normal(0, 100, 2000).astype(np.float32), np.float32([0, -0.0, 1, 3e38, np.inf, -np.inf])))
+    values = np.concatenate(
+        (
+            rng.normal(0, 100, 2000).astype(np.float32),
+            np.float32([0, -0.0, 1, 3e38, np.inf, -np.inf]),
+        )
+    )
     grid = np.arange(1 << 16, dtype=np.uint16)
     numbers = tensors.bfloat16_values(grid)
     finite = np.sort(numbers[np.isfinite(numbers)].astype(np.float64))

@@ -98,7 +98,11 @@ def open_engine(
     """An engine for a plan (GPU) or an ONNX model (CPU), and the metadata inside the file."""
     if model_file.kind == plan.PLAN:
         with bring_up(
-            model_file, device=settings.device, detail=talk.detail, trace=trace, check_stop=stop.check
+            model_file,
+            device=settings.device,
+            detail=talk.detail,
+            trace=trace,
+            check_stop=stop.check,
         ) as engine:
             yield engine, model_file.metadata
         return
@@ -144,7 +148,9 @@ def _batch(wanted: int | None, inputs: Sequence[TensorSpec]) -> tuple[int, int]:
     if first > 0:
         if wanted is not None and wanted > first:
             raise errors.UsageError(
-                f"--batch {wanted} does not fit: the engine was built for batches of {first}", "", f"use --batch {first}"
+                f"--batch {wanted} does not fit: the engine was built for batches of {first}",
+                "",
+                f"use --batch {first}",
             )
         return wanted or first, first
     least = min((low[0] for low, _, _ in inputs[0].profiles), default=1)
@@ -156,7 +162,11 @@ def _protect(settings: Settings, source: FileSource) -> None:
     from edgeapp.sources.files import same_file
 
     assert settings.engine is not None
-    known = [settings.engine, *([settings.model_card] if settings.model_card else []), *source.paths]
+    known = [
+        settings.engine,
+        *([settings.model_card] if settings.model_card else []),
+        *source.paths,
+    ]
     for output in settings.output:
         for name in known if output != "-" else ():
             if same_file(output, name):

@@ -82,7 +82,9 @@ class CpuEngine:
         except Exception as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
             raise errors.DataError(
-                f"the model failed on {shapes}", _first_line(error), "check that the model takes these shapes and values"
+                f"the model failed on {shapes}",
+                _first_line(error),
+                "check that the model takes these shapes and values",
             ) from error
         return dict(zip((spec.name for spec in self.outputs), map(np.asarray, arrays), strict=True))
 

@@ -25,7 +25,7 @@ class Buffer:
     def __init__(self, name: str, driver: Driver) -> None:
         self._name = name
         self._driver = driver
-        self._host: NDArray[np.uint8] | None = None
+        self._host: Any = None
         self._device: Any = None
         self.capacity = 0
         self.device_capacity = 0
@@ -73,7 +73,7 @@ class Buffer:
     @property
     def host_address(self) -> int:
         assert self._host is not None
-        return self._host.ctypes.data
+        return int(self._host.ctypes.data)
 
     def upload(self, array: NDArray[Any], stream: Any) -> None:
         """Copy into the host buffer, then start the H2D copy on the stream."""
@@ -103,5 +103,7 @@ class Buffer:
 
     def _refused(self, error: Exception, size: int) -> Exception:
         return faults.from_cuda(
-            error, self._driver.context_code(), f"allocating {size / 1e6:.1f} MB for tensor {self._name}"
+            error,
+            self._driver.context_code(),
+            f"allocating {size / 1e6:.1f} MB for tensor {self._name}",
         )

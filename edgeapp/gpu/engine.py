@@ -91,9 +91,12 @@ def deserialise(runtime: Any, logger: Any, plan: ModelFile) -> Any:
     """
     what = f"cannot run {paths.printable(plan.path)}"
     try:
-        with open(plan.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            with memoryview(data)[plan.offset :] as view:
-                engine = runtime.deserialize_cuda_engine(view)
+        with (
+            open(plan.path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            memoryview(data)[plan.offset :] as view,
+        ):
+            engine = runtime.deserialize_cuda_engine(view)
     except (OSError, ValueError) as error:
         refused = error if isinstance(error, OSError) else OSError(str(error))
         raise paths.refusal(what, refused) from error
@@ -137,7 +140,15 @@ def tensor_specs(trt: Any, engine: Any) -> tuple[TensorSpec, ...]:
                 "rebuild the plan without --inputIOFormats and --outputIOFormats",
             )
         shape = tuple(engine.get_tensor_shape(name))
-        specs.append(TensorSpec(name, shape, DTYPES[kind], is_input, _profiles(engine, name, shape, is_input=is_input)))
+        specs.append(
+            TensorSpec(
+                name,
+                shape,
+                DTYPES[kind],
+                is_input,
+                _profiles(engine, name, shape, is_input=is_input),
+            )
+        )
     return tuple(sorted(specs, key=lambda spec: not spec.is_input))
 
 

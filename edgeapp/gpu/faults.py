@@ -65,7 +65,9 @@ def from_cuda(error: Exception, context_code: int, doing: str) -> errors.Edgeapp
         )
     if "out of memory" in text:
         return errors.SystemRefusedError(
-            f"not enough GPU memory while {doing}", text, "use a smaller --batch, or free the GPU: nvidia-smi"
+            f"not enough GPU memory while {doing}",
+            text,
+            "use a smaller --batch, or free the GPU: nvidia-smi",
         )
     return errors.EdgeappError(f"CUDA failed while {doing}", text, "run again with --debug and report it")
 

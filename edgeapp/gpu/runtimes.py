@@ -66,7 +66,15 @@ def catalogue() -> tuple[Runtime, ...]:
     major, minor, patch = version[0], version[1], version[2]
     libraries = tuple(built.get("libraries", "").split())
     oldest = (8, 6, 0) if major == 8 and minor >= 6 else (major, 0, 0)
-    return (Runtime(f"TensorRT {'.'.join(map(str, version))}", "tensorrt", libraries, oldest, (major, minor, patch)),)
+    return (
+        Runtime(
+            f"TensorRT {'.'.join(map(str, version))}",
+            "tensorrt",
+            libraries,
+            oldest,
+            (major, minor, patch),
+        ),
+    )
 
 
 def choose(plan: ModelFile) -> Runtime:
@@ -97,5 +105,3 @@ def choose(plan: ModelFile) -> Runtime:
 def file_of(name: str) -> str:
     """The absolute path of a bundled library; a bare name stays as it is."""
     return str(paths.library_root() / name) if "/" in name else name
-
-

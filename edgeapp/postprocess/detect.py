@@ -38,7 +38,8 @@ def make_detect(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[st
         names = _nms_names(outputs)
 
         def decode(tensors: Tensors, place: int) -> Candidates:
-            return decode_nms(*(tensors[name][place] for name in names), card.score_threshold)
+            count, boxes, scores, classes = (tensors[name][place] for name in names)
+            return decode_nms(count, boxes, scores, classes, card.score_threshold)
     else:
         name = outputs[0].name
         decoder = _decoder(head, transposed, card)
@@ -54,11 +55,11 @@ def make_detect(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[st
             keep = nms(boxes, scores, classes, card.iou_threshold, card.max_detections)
         else:
             keep = np.argsort(-scores, kind="stable")[: card.max_detections]
-        boxes = to_picture(boxes[keep], letterbox)
+        corners = to_picture(boxes[keep], letterbox)
         result.detections = [
             Detection(class_id, label(card.labels, class_id), score, (x0, y0, x1, y1))
             for (x0, y0, x1, y1), score, class_id in zip(
-                boxes.tolist(), scores[keep].tolist(), classes[keep].tolist(), strict=True
+                corners.tolist(), scores[keep].tolist(), classes[keep].tolist(), strict=True
             )
         ]
 
@@ -95,7 +96,9 @@ def _choose_head(card: Card, outputs: Sequence[TensorSpec]) -> tuple[str, bool]:
         head = "yolov8"
     if head != "yolov8" and boxes_last and rows != -1:
         raise errors.ConfigurationError(
-            f"head {head} wants an output tensor (batch, boxes, numbers)", f"the engine has {shapes}", "give --head"
+            f"head {head} wants an output tensor (batch, boxes, numbers)",
+            f"the engine has {shapes}",
+            "give --head",
         )
     numbers = {"yolov8": 4, "yolov5": 5, "yolox": 5, "end2end": 6}[head]
     wrong = per_box != 6 if head == "end2end" else per_box <= numbers
@@ -151,7 +154,9 @@ def decode_yolov8(array: NDArray[Any], threshold: float) -> Candidates:
 
 
 def decode_yolov5(
-    array: NDArray[Any], threshold: float, grid: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    array: NDArray[Any],
+    threshold: float,
+    grid: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> Candidates:
     """Decode (n, 5 + classes): centre x, y, width, height, objectness 0..1, class scores 0..1.
 
@@ -193,7 +198,11 @@ def decode_end2end(array: NDArray[Any], threshold: float) -> Candidates:
 
 
 def decode_nms(
-    count: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any], threshold: float
+    count: NDArray[Any],
+    boxes: NDArray[Any],
+    scores: NDArray[Any],
+    classes: NDArray[Any],
+    threshold: float,
 ) -> Candidates:
     """Read the four outputs of TensorRT's EfficientNMS plugin.
 
@@ -204,7 +213,11 @@ def decode_nms(
     """
     n = max(0, min(int(count.reshape(-1)[0]), len(scores)))
     good = np.flatnonzero(scores[:n] >= threshold)
-    return boxes[good].astype(np.float32), scores[good].astype(np.float32), classes[good].astype(np.int64)
+    return (
+        boxes[good].astype(np.float32),
+        scores[good].astype(np.float32),
+        classes[good].astype(np.int64),
+    )
 
 
 def _nms_names(outputs: Sequence[TensorSpec]) -> tuple[str, str, str, str]:
@@ -227,7 +240,8 @@ def _nms_names(outputs: Sequence[TensorSpec]) -> tuple[str, str, str, str]:
 def _xyxy(xywh: NDArray[np.float32]) -> NDArray[np.float32]:
     """(4, n) centre and size -> (n, 4) corners."""
     half = xywh[2:] / 2
-    return np.concatenate((xywh[:2] - half, xywh[:2] + half)).T
+    corners: NDArray[np.float32] = np.concatenate((xywh[:2] - half, xywh[:2] + half))
+    return np.ascontiguousarray(corners.T)
 
 
 def nms(
@@ -276,14 +290,18 @@ def nms(
 
 
 def _iou(
-    boxes: NDArray[np.float64], areas: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]
+    boxes: NDArray[np.float64],
+    areas: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """Intersection over union of every box of `rows` with every box of `columns`."""
     a, b = boxes[rows][:, None], boxes[columns][None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     shared = np.clip(sides, 0, None).prod(2)
     union = areas[rows][:, None] + areas[columns][None] - shared
-    return shared / np.maximum(union, 1e-12)
+    overlap: NDArray[np.float64] = shared / np.maximum(union, 1e-12)
+    return overlap
 
 
 def to_picture(boxes: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.float64]:
@@ -291,4 +309,5 @@ def to_picture(boxes: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.f
     scale = np.tile(letterbox.scale_xy, 2)
     offset = np.tile(letterbox.offset_xy, 2)
     limit = np.tile(letterbox.picture_wh, 2)
-    return np.clip((boxes - offset) / scale, 0, limit)
+    corners: NDArray[np.float64] = np.clip((boxes - offset) / scale, 0, limit)
+    return corners

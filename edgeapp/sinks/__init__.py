@@ -47,7 +47,9 @@ def open_sinks(outputs: tuple[str, ...], save: str | None, *, many_inputs: bool,
             sinks.append(stack.enter_context(NpzSink(output, many_inputs=many_inputs)))
         else:
             raise errors.UsageError(
-                f"--output {paths.printable(output)}: unknown ending {suffix!r}", "", "use .jsonl, .csv or .npz"
+                f"--output {paths.printable(output)}: unknown ending {suffix!r}",
+                "",
+                "use .jsonl, .csv or .npz",
             )
     if save is not None:
         sinks.append(PictureSink(save))

@@ -20,7 +20,7 @@ class CsvSink:
     def __init__(self, path: str) -> None:
         self._path = path
         with explained(path):
-            self._file = open(path, "w", encoding="utf-8", newline="")
+            self._file = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 closed by __exit__
         self._table = csv.DictWriter(self._file, COLUMNS, restval="")
 
     def __enter__(self) -> CsvSink:
@@ -39,7 +39,13 @@ class CsvSink:
         rows = []
         for found in [*line.get("detections", ()), *line.get("classes", ())]:
             corners = found.pop("box_xyxy", None)
-            rows.append({**row, **found, **(dict(zip(("x0", "y0", "x1", "y1"), corners, strict=True)) if corners else {})})
+            rows.append(
+                {
+                    **row,
+                    **found,
+                    **(dict(zip(("x0", "y0", "x1", "y1"), corners, strict=True)) if corners else {}),
+                }
+            )
         for tensor in line.get("tensors", ()):
             name, shape = tensor.pop("name"), "x".join(map(str, tensor.pop("shape")))
             rows.append({**row, **tensor, "tensor": name, "shape": shape})

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+from edgeapp import paths
 from edgeapp.records import Result
 from edgeapp.sinks.writing import explained
 
@@ -24,7 +25,7 @@ class JsonlSink:
             self._file = sys.stdout
         else:
             with explained(path):
-                self._file = open(path, "w", encoding="utf-8")
+                self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 closed by __exit__
 
     def __enter__(self) -> JsonlSink:
         return self
@@ -59,11 +60,13 @@ def to_json(result: Result) -> dict[str, Any]:
     score) or tensors (name, dtype, shape, min, max, mean), and times_ms.
     """
     frame = result.frame
-    # JSON is UTF-8: bytes of a name that are none are shown as \\xNN.
-    path = os.fspath(frame.path).encode("utf-8", "backslashreplace").decode("utf-8")
-    line: dict[str, Any] = {"schema": SCHEMA, "path": path}
+    line: dict[str, Any] = {"schema": SCHEMA, "path": paths.text(frame.path)}
     if result.error is not None:
-        line["error"] = {"what": result.error.what, "why": result.error.why, "fix": result.error.fix}
+        line["error"] = {
+            "what": result.error.what,
+            "why": result.error.why,
+            "fix": result.error.fix,
+        }
         return line
     if frame.image is not None:
         line["size_wh"] = list(frame.image.size)

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 import numpy as np
 
+from edgeapp import paths
 from edgeapp.records import Result
 from edgeapp.sinks.writing import explained, whole_file
 
@@ -41,7 +42,7 @@ class NpzSink:
             return
         prefix = ""
         if self._many:
-            stem = PurePath(result.frame.path).stem.encode("utf-8", "backslashreplace").decode("utf-8")
+            stem = paths.text(PurePath(result.frame.path).stem)
             count = self._stems[stem] = self._stems.get(stem, 0) + 1
             prefix = f"{stem}/" if count == 1 else f"{stem}~{count}/"
         arrays = dict(result.tensors)

@@ -39,7 +39,9 @@ class PictureSink:
         target = self._folder / f"{stem}.jpg" if count == 1 else self._folder / f"{stem}~{count}.jpg"
         if os.path.exists(target) and os.path.samefile(target, result.frame.path):
             raise errors.UsageError(
-                f"--save would overwrite the input {paths.printable(target)}", "", "name another folder"
+                f"--save would overwrite the input {paths.printable(str(target))}",
+                "",
+                "name another folder",
             )
         with whole_file(str(target)) as file:
             annotate(result).save(file, "JPEG", quality=JPEG_QUALITY)
@@ -96,7 +98,12 @@ def _tag(
     margin = max(2, round((bottom - top) * 0.25))
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
     x = min(max(0.0, box[0]), max(0.0, size_wh[0] - width))
-    places = (box[1] - height, box[1], box[3], box[3] - height)  # above, inside, below, at the bottom
+    places = (
+        box[1] - height,
+        box[1],
+        box[3],
+        box[3] - height,
+    )  # above, inside, below, at the bottom
     best: Box | None = None
     for y in places:
         y = min(max(0.0, y), max(0.0, size_wh[1] - height))
@@ -110,7 +117,12 @@ def _tag(
     taken.append(best)
     draw.rectangle(best, fill=color)
     dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    draw.text((best[0] + margin - left, best[1] + margin - top), text, fill="black" if dark else "white", font=font)
+    draw.text(
+        (best[0] + margin - left, best[1] + margin - top),
+        text,
+        fill="black" if dark else "white",
+        font=font,
+    )
     return best
 
 

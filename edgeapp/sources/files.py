@@ -15,7 +15,15 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from edgeapp import errors, paths
 from edgeapp.records import Frame, Tensors, nbytes
@@ -127,7 +135,9 @@ class FileSource:
         except errors.EdgeappError as error:
             frame.error = error
         except MemoryError:
-            frame.error = errors.SystemRefusedError(f"cannot read {paths.printable(path)}", "there is not enough memory")
+            frame.error = errors.SystemRefusedError(
+                f"cannot read {paths.printable(path)}", "there is not enough memory"
+            )
         frame.decode_ms = (time.perf_counter() - started) * 1e3
         return frame
 
@@ -232,7 +242,7 @@ def read_picture(path: str, max_pixels: int) -> Image.Image:
                 )
             image.load()
             return to_rgb(image)
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             empty = os.fstat(file.fileno()).st_size == 0
             why = "the file is empty" if empty else "it is no picture of a known format"
             raise errors.DataError(what, why, fix) from error
@@ -240,7 +250,15 @@ def read_picture(path: str, max_pixels: int) -> Image.Image:
             if error.errno is not None:
                 raise paths.refusal(what, error) from error
             raise errors.DataError(what, f"it is damaged: {error}", "copy it again, or leave it out") from error
-        except (ValueError, SyntaxError, IndexError, KeyError, TypeError, ArithmeticError, EOFError) as error:
+        except (
+            ValueError,
+            SyntaxError,
+            IndexError,
+            KeyError,
+            TypeError,
+            ArithmeticError,
+            EOFError,
+        ) as error:
             # Pillow's decoders raise any of these on damaged files.
             raise errors.DataError(what, f"it is damaged: {error}", "copy it again, or leave it out") from error
 
@@ -284,7 +302,14 @@ def read_tensors(path: str) -> Tensors:
             if error.errno is not None:
                 raise paths.refusal(what, error) from error
             raise errors.DataError(what, f"it is damaged: {error}", fix) from error
-        except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, SyntaxError) as error:
+        except (
+            ValueError,
+            EOFError,
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+            SyntaxError,
+        ) as error:
             raise errors.DataError(what, f"it is no NumPy file: {error}", fix) from error
         except Exception as error:
             if type(error).__module__ in ("zlib", "_lzma", "tokenize"):  # damaged inside
@@ -311,9 +336,9 @@ def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     return array.reshape(shape, order="F" if fortran else "C")
 
 
-def standard_input() -> BinaryIO | None:
-    """Standard input as bytes; None when it is closed."""
-    return sys.stdin.buffer.raw if sys.stdin is not None else None  # type: ignore[attr-defined, no-any-return]
+def standard_input() -> IO[bytes] | None:
+    """Standard input as bytes, unbuffered, so that `select` tells the truth; None when it is closed."""
+    return os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False) if sys.stdin is not None else None
 
 
 def same_file(one: str | Path, other: str | Path) -> bool:

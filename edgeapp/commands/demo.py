@@ -1,0 +1,49 @@
+"""`edgeapp demo`: the detector and the pictures that travel with the program."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+from edgeapp import paths
+from edgeapp.commands.run import run
+from edgeapp.log import Talk
+from edgeapp.settings import Settings
+from edgeapp.stopping import Stop
+
+MODEL, PLAN, CARD = "demo/model.onnx", "demo/model.plan", "demo/model.json"
+FOLDER = "edgeapp-demo"
+
+
+def demo(settings: Settings, stop: Stop, talk: Talk) -> int:
+    """Run the demo model on the demo pictures; what the flags name takes their place.
+
+    With an NVIDIA driver the plan that travels along runs on the GPU, otherwise the same model
+    runs on the CPU.
+
+    Returns:
+        the exit code of the run.
+    """
+    if settings.engine is None:
+        on_gpu = paths.resource(PLAN).is_file() and _has_driver()
+        settings = replace(settings, engine=str(paths.resource(PLAN if on_gpu else MODEL)))
+        talk.note(f"edgeapp: the demo runs on the {'GPU' if on_gpu else 'CPU, there is no NVIDIA driver here'}")
+    pictures = sorted(str(path) for path in paths.resource("demo").glob("*.jpg"))
+    settings = replace(
+        settings,
+        input=settings.input or tuple(pictures),
+        save=settings.save or FOLDER,
+        model_card=settings.model_card or str(paths.resource(CARD)),
+    )
+    code = run(settings, stop, talk)
+    talk.note(f"edgeapp: the annotated pictures are in {settings.save}/")
+    return code
+
+
+def _has_driver() -> bool:
+    """Whether a driver library can be loaded; the bootstrap finds out whether it works."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
