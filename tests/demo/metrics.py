@@ -127,9 +127,7 @@ def evaluate(
             continue
         ap = np.zeros(len(THRESHOLDS))
         if scores[c]:
-            ap = average_precision(
-                np.concatenate(scores[c]), np.concatenate(hits[c], axis=1), counts[c]
-            )
+            ap = average_precision(np.concatenate(scores[c]), np.concatenate(hits[c], axis=1), counts[c])
         sums.append(ap)
         per_class[label] = {
             "AP50": float(ap[0]),

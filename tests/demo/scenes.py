@@ -267,9 +267,7 @@ def _unit(image: Image.Image) -> F32:
 def _blur(field: F32, radius: float) -> F32:
     """Blurs float32 (h, w) 0..1; two box passes look like a Gaussian and cost less."""
     image = Image.fromarray((field * 255).astype(np.uint8))
-    blurred = image.filter(ImageFilter.BoxBlur(radius * 0.8)).filter(
-        ImageFilter.BoxBlur(radius * 0.6)
-    )
+    blurred = image.filter(ImageFilter.BoxBlur(radius * 0.8)).filter(ImageFilter.BoxBlur(radius * 0.6))
     return _unit(blurred)
 
 
@@ -444,16 +442,10 @@ def _bolt(rng: np.random.Generator, size: float, angle: float, light: Light) -> 
         a = np.linspace(-math.pi / 2, math.pi / 2, 25)
         dome = np.stack([neck - head_h * np.cos(a), w * np.sin(a)], axis=1)
         head = pad.fill(dome)
-        rgb_h = pad.shade(
-            material, np.clip((u - neck) / head_h, -1, 0) * 0.75, np.clip(v / w, -1, 1) * 0.75
-        )
+        rgb_h = pad.shade(material, np.clip((u - neck) / head_h, -1, 0) * 0.75, np.clip(v / w, -1, 1) * 0.75)
     else:
         c = head_h * 0.2
-        head = pad.fill(
-            np.array(
-                [(-half, -w), (-half, w), (-half + c, w), (neck, r), (neck, -r), (-half + c, -w)]
-            )
-        )
+        head = pad.fill(np.array([(-half, -w), (-half, w), (-half + c, w), (neck, r), (neck, -r), (-half + c, -w)]))
         local = w - (w - r) * np.clip((u + half - c) / (head_h - c), 0, 1)
         rgb_h = pad.shade(material, 0.45 * (u > -half + c), np.clip(v / local, -1, 1) * 0.88)
     rgb = _over(rgb, rgb_h, head)
@@ -819,9 +811,7 @@ def _plate(rng: np.random.Generator, size: float, angle: float, light: Light) ->
     half_u, half_v = size * rng.uniform(0.3, 0.6), size * rng.uniform(0.12, 0.35)
     colour = _pick(rng, (STEEL, BLACK_OXIDE, BLUE_PLASTIC, RED_PLASTIC, GREEN_PLASTIC, NYLON))
     c = min(half_u, half_v) * rng.uniform(0.1, 0.6)
-    corners = [
-        _ring(c, 32, su * (half_u - c), sv * (half_v - c)) for su in (-1, 1) for sv in (-1, 1)
-    ]
+    corners = [_ring(c, 32, su * (half_u - c), sv * (half_v - c)) for su in (-1, 1) for sv in (-1, 1)]
     pad = Pad(half_u + 1, half_v + 1, angle, light)
     cover = pad.fill(
         _rect(-half_u + c, -half_v, half_u - c, half_v),
@@ -941,9 +931,7 @@ def _bench(rng: np.random.Generator, w: int, h: int) -> U8:
         field[seam] -= 0.9
         return _tint(np.ascontiguousarray(field.T) if tall else field, dark, light)
     if kind == "mat":
-        colour = _pick(
-            rng, ((38, 92, 74), (34, 72, 118), (52, 56, 64), (120, 40, 52), (36, 104, 110))
-        )
+        colour = _pick(rng, ((38, 92, 74), (34, 72, 118), (52, 56, 64), (120, 40, 52), (36, 104, 110)))
         field = _clouds(rng, w, h, unit * 0.6, 2) * 0.3 + _noise(rng, h, w) * np.float32(0.10)
         base = _tint(field, tuple(c * 0.78 for c in colour), tuple(c * 1.22 for c in colour))
         step = unit * rng.uniform(0.05, 0.11)
@@ -1165,9 +1153,7 @@ class _Scene:
         def stroke(width: float, shift: float) -> U8:
             canvas = Image.new("L", (w * 2, h * 2))
             moved = (points + np.array([self.light.x, self.light.y]) * shift) * 2
-            ImageDraw.Draw(canvas).line(
-                moved.ravel().tolist(), fill=255, width=max(1, round(width * 2)), joint="curve"
-            )
+            ImageDraw.Draw(canvas).line(moved.ravel().tolist(), fill=255, width=max(1, round(width * 2)), joint="curve")
             return np.asarray(canvas.reduce(2))
 
         body = stroke(wide, 0)
@@ -1256,9 +1242,7 @@ def _light(rng: np.random.Generator) -> Light:
     )
 
 
-def draw_part(
-    class_id: int, seed: int, size: float, angle: float, light: Light | None = None
-) -> Sprite:
+def draw_part(class_id: int, seed: int, size: float, angle: float, light: Light | None = None) -> Sprite:
     """Draws one part alone.
 
     Args:
@@ -1334,9 +1318,7 @@ def draw_scene(seed: int, size_wh: tuple[int, int]) -> tuple[U8, list[Box]]:
         angle = rng.uniform(0, 2 * math.pi)
         piled = rng.random() < (0.9 if mode == "heap" else 0.32)
         if is_clutter:
-            sprite = _pick(rng, CLUTTER)(
-                rng, unit * min(0.22, scale * rng.uniform(0.8, 1.3)), angle, light
-            )
+            sprite = _pick(rng, CLUTTER)(rng, unit * min(0.22, scale * rng.uniform(0.8, 1.3)), angle, light)
             scene.place(sprite, -1, _spots(rng, w, h, "scatter", slots[0], False))
             continue
         class_id = int(rng.integers(len(LABELS)))

@@ -27,9 +27,7 @@ LABELS = ("a", "b")
         pytest.param((30, 30, 40, 40), 0.0, id="apart"),
     ],
 )
-def test_box_iou_of_two_boxes_is_shared_over_union(
-    other: tuple[float, ...], expected: float
-) -> None:
+def test_box_iou_of_two_boxes_is_shared_over_union(other: tuple[float, ...], expected: float) -> None:
     """The overlap is the shared area over the area of both together."""
     first = np.array([[0.0, 0.0, 10.0, 10.0]])
     assert metrics.box_iou(first, np.array([other], dtype=float))[0, 0] == pytest.approx(expected)

@@ -70,9 +70,7 @@ def test_box_of_a_part_alone_is_the_extent_of_its_pixels(class_id: int, angle: f
         solid = sprite.alpha >= 0.5
         rows, cols = np.nonzero(solid.any(axis=1))[0], np.nonzero(solid.any(axis=0))[0]
         left, top = 160 - solid.shape[1] // 2, 120 - solid.shape[0] // 2
-        assert boxes == [
-            (0, left + cols[0], top + rows[0], left + cols[-1] + 1, top + rows[-1] + 1)
-        ]
+        assert boxes == [(0, left + cols[0], top + rows[0], left + cols[-1] + 1, top + rows[-1] + 1)]
         # Nothing of it was lost at the rim of its own small canvas.
         assert not sprite.alpha[0].any()
         assert not sprite.alpha[-1].any()
@@ -123,9 +121,7 @@ def test_place_beyond_the_edge_is_refused() -> None:
 
 def test_draw_scene_over_many_seeds_draws_all_classes_alike() -> None:
     """Of some thousand parts each class has between 12 and 22 per cent."""
-    counts = Counter(
-        row[0] for seed in range(150) for row in scenes.draw_scene(seed, (160, 120))[1]
-    )
+    counts = Counter(row[0] for seed in range(150) for row in scenes.draw_scene(seed, (160, 120))[1])
     total = sum(counts.values())
     assert total > 600
     for class_id, label in enumerate(scenes.LABELS):

@@ -32,7 +32,7 @@ import metrics
 import numpy as np
 import scenes
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -51,9 +51,7 @@ RESERVE_S = 40.0  # kept at the end for the last validation, the export and its 
 # --- data -------------------------------------------------------------------------------------
 
 
-def letterbox(
-    picture: np.ndarray, boxes: list[scenes.Box], side: int
-) -> tuple[np.ndarray, np.ndarray]:
+def letterbox(picture: np.ndarray, boxes: list[scenes.Box], side: int) -> tuple[np.ndarray, np.ndarray]:
     """Fits a picture into the network's square as edgeapp does.
 
     Args:
@@ -172,9 +170,7 @@ class Store:
 
     def add(self, pictures: np.ndarray, rows: np.ndarray) -> None:
         n = len(rows)
-        self.pictures[self.count : self.count + n] = torch.from_numpy(pictures).to(
-            self.pictures.device
-        )
+        self.pictures[self.count : self.count + n] = torch.from_numpy(pictures).to(self.pictures.device)
         self.rows[self.count : self.count + n] = torch.from_numpy(rows).to(self.rows.device)
         self.count += n
 
@@ -241,7 +237,7 @@ class ConvUnit(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=1e-3, momentum=0.03)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(self.conv(x)))
+        return functional.silu(self.norm(self.conv(x)))
 
     def fold(self) -> None:
         """Puts the normalisation into the convolution; for the exported copy, after eval()."""
@@ -262,9 +258,7 @@ class Stage(nn.Module):
         self.half = half
         self.shortcut = shortcut
         self.enter = ConvUnit(c_in, 2 * half)
-        self.steps = nn.ModuleList(
-            nn.Sequential(ConvUnit(half, half, 3), ConvUnit(half, half, 3)) for _ in range(n)
-        )
+        self.steps = nn.ModuleList(nn.Sequential(ConvUnit(half, half, 3), ConvUnit(half, half, 3)) for _ in range(n))
         self.leave = ConvUnit((2 + n) * half, c_out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -287,7 +281,7 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kept = [self.enter(x)]
         for _ in range(3):
-            kept.append(F.max_pool2d(kept[-1], 5, 1, 2))
+            kept.append(functional.max_pool2d(kept[-1], 5, 1, 2))
         return self.leave(torch.cat(kept, dim=1))
 
 
@@ -310,9 +304,7 @@ class Detector(nn.Module):
         super().__init__()
         self.classes, self.side = classes, side
         c1, c2, c3, c4, c5, n = 16, 32, 64, 96, 112, 64
-        self.stem = nn.Sequential(
-            ConvUnit(3, c1, 3, 2), ConvUnit(c1, c2, 3, 2), Stage(c2, c2, 1, True)
-        )
+        self.stem = nn.Sequential(ConvUnit(3, c1, 3, 2), ConvUnit(c1, c2, 3, 2), Stage(c2, c2, 1, True))
         self.stage3 = nn.Sequential(ConvUnit(c2, c3, 3, 2), Stage(c3, c3, 2, True))
         self.stage4 = nn.Sequential(ConvUnit(c3, c4, 3, 2), Stage(c4, c4, 2, True))
         self.stage5 = nn.Sequential(ConvUnit(c4, c5, 3, 2), Stage(c5, c5, 1, True), Pyramid(c5))
@@ -349,8 +341,8 @@ class Detector(nn.Module):
         p3 = self.stage3(self.stem(x))
         p4 = self.stage4(p3)
         p5 = self.stage5(p4)
-        up4 = self.up4(torch.cat([F.interpolate(p5, scale_factor=2.0), p4], dim=1))
-        out3 = self.up3(torch.cat([F.interpolate(up4, scale_factor=2.0), p3], dim=1))
+        up4 = self.up4(torch.cat([functional.interpolate(p5, scale_factor=2.0), p4], dim=1))
+        out3 = self.up3(torch.cat([functional.interpolate(up4, scale_factor=2.0), p3], dim=1))
         out4 = self.out4(torch.cat([self.down4(out3), up4], dim=1))
         out5 = self.out5(torch.cat([self.down5(out4), p5], dim=1))
         boxes, scores = [], []
@@ -418,9 +410,7 @@ def ciou(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assign(
-    scores: Tensor, boxes: Tensor, points: Tensor, rows: Tensor, best: int = 10
-) -> tuple[Tensor, Tensor]:
+def assign(scores: Tensor, boxes: Tensor, points: Tensor, rows: Tensor, best: int = 10) -> tuple[Tensor, Tensor]:
     """Chooses which anchor points answer for which truth.
 
     Args:
@@ -453,7 +443,7 @@ def assign(
     chosen = torch.zeros_like(inside).scatter_(2, top, True) & inside
     # A point wanted by several truths goes to the one it overlaps most.
     wanted = torch.where(chosen, overlap, -1.0).argmax(dim=1)  # (n, a)
-    chosen &= F.one_hot(wanted, rows.shape[1]).transpose(1, 2).bool()
+    chosen &= functional.one_hot(wanted, rows.shape[1]).transpose(1, 2).bool()
     used = chosen.any(dim=1)  # (n, a)
 
     alignment = alignment * chosen
@@ -463,7 +453,7 @@ def assign(
 
     wanted_boxes = truth.gather(1, wanted[..., None].expand(-1, -1, 4)) * used[..., None]
     wanted_class = class_id.gather(1, wanted)
-    wanted_scores = F.one_hot(wanted_class, classes) * (level * used)[..., None]
+    wanted_scores = functional.one_hot(wanted_class, classes) * (level * used)[..., None]
     return wanted_boxes, wanted_scores
 
 
@@ -485,7 +475,7 @@ def loss(network: Detector, raw: Tensor, logits: Tensor, rows: Tensor) -> Tensor
     # All points are computed and most weighted with zero: picking them out would make the
     # processor wait for the GPU at every step.
     box = ((1 - ciou(boxes, goal)) * weight).sum() / total
-    score = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / total
+    score = functional.binary_cross_entropy_with_logits(logits, target, reduction="sum") / total
 
     low = (network.points.t() - goal[..., :2]) / network.steps[:, None]
     high = (goal[..., 2:] - network.points.t()) / network.steps[:, None]
@@ -503,9 +493,7 @@ def loss(network: Detector, raw: Tensor, logits: Tensor, rows: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def predict(
-    model: nn.Module, store: Store, count: int, iou: float, batch: int = 125
-) -> list[np.ndarray]:
+def predict(model: nn.Module, store: Store, count: int, iou: float, batch: int = 125) -> list[np.ndarray]:
     """Gives what the exported layout holds after suppression, best 300 points a picture.
 
     Args:
@@ -529,9 +517,7 @@ def predict(
         box = output[:, :4].gather(2, order[:, None].expand(-1, 4, -1)).transpose(1, 2)
         box = torch.cat([box[..., :2] - box[..., 2:] / 2, box[..., :2] + box[..., 2:] / 2], dim=2)
         a, b = box[:, :, None], box[:, None]
-        size = (
-            torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-        ).clamp(0)
+        size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(0)
         shared = size.prod(dim=-1)
         area = (box[..., 2:] - box[..., :2]).prod(dim=-1)
         same = class_id[:, :, None] == class_id[:, None]
