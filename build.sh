@@ -1,0 +1,209 @@
+#!/usr/bin/env bash
+# From a clone to dist/edgeapp: one file with Python, TensorRT and all the rest inside.
+# Each verb is a function; `./build.sh help` lists them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+ROOT=$PWD
+
+# Pinned here and not in hooks/requirements*.txt: these are compiled or taken apart, not just installed.
+PYCUDA=2026.1
+LEAN8=8.6.0 # the only lean 8.x on PyPI; it serves plans of TensorRT 8.6.0
+# Headers decide which driver PyCUDA needs: those of CUDA 13 turn cuCtxCreate into cuCtxCreate_v4 and
+# cuEventElapsedTime into cuEventElapsedTime_v2, which r535 to r575 drivers lack; those of 12.x ask for nothing
+# that r535, TensorRT's own floor for CUDA 12, does not have.
+CUDA_HEADERS_12="nvidia-cuda-runtime-cu12==12.2.140 nvidia-cuda-profiler-api-cu12==12.2.140"
+CUDA_HEADERS_13="nvidia-cuda-runtime==13.0.96 nvidia-cuda-profiler-api==13.0.85"
+
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/edgeapp-build
+MACHINE=$(uname -m)
+CUDA=12
+[[ $MACHINE != aarch64 ]] || CUDA=13 # TensorRT has no CUDA 12 wheels for aarch64
+
+EX_USAGE=64 EX_UNAVAILABLE=69
+
+export PIP_QUIET=2 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+say() { printf '\n== %s\n' "$*" >&2; }
+run() {
+  printf '+ %s\n' "$*" >&2
+  "$@"
+}
+die() { # die CODE WHAT WHY FIX
+  printf 'build.sh: %s\n  why: %s\n  fix: %s\n' "$2" "$3" "$4" >&2
+  exit "$1"
+}
+need() { # need COMMAND WHAT_FOR PACKAGE
+  command -v "$1" >/dev/null ||
+    die $EX_UNAVAILABLE "cannot find $1" "it is needed $2" "sudo apt-get install $3"
+}
+
+# --- Python ----------------------------------------------------------------------------------------
+
+# Every Python that may be meant, best first: $PYTHON alone if it is set, else what python3 means, then by
+# version, on the PATH or in pyenv's folders (its commands on the PATH refuse versions not switched on).
+python_candidates() {
+  if [[ -n ${PYTHON:-} ]]; then
+    echo "$PYTHON"
+    return
+  fi
+  echo python3
+  local minor
+  for minor in 13 12 11 10; do
+    echo "python3.$minor"
+    [[ -z ${PYENV_ROOT:-} ]] || compgen -G "$PYENV_ROOT/versions/3.$minor.*/bin/python3.$minor" || true
+  done
+}
+
+# Prints "MINOR PATH: LACKS", LACKS being what must be installed before it can build; fails if no 3.10..3.13.
+describe_python() {
+  "$1" - 2>/dev/null <<'PY'
+import importlib.util, os, sys, sysconfig
+
+if not (3, 10) <= sys.version_info < (3, 14):
+    raise SystemExit(1)
+lacks = []
+if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
+    lacks.append("python3-venv")
+value = sysconfig.get_config_var
+header = os.path.join(sysconfig.get_paths()["include"], "Python.h")  # PyCUDA is compiled against it
+libpython = os.path.join(value("LIBDIR") or "", value("INSTSONAME") or "")  # PyInstaller bundles it
+if not (os.path.isfile(header) and ".so" in libpython and os.path.isfile(libpython)):
+    lacks.append("python3-dev")
+print(sys.version_info.minor, f"{sys.executable}:", *lacks)
+PY
+}
+
+# find_python [MINOR]: sets PYTHON_FOUND to a Python that can build, of version 3.MINOR if given, or to "".
+find_python() {
+  local candidate minor path lacks
+  PYTHON_FOUND='' PYTHON_LACKS=''
+  while read -r candidate; do
+    read -r minor path lacks < <(describe_python "$candidate") || continue
+    [[ ${1:-$minor} == "$minor" ]] || continue
+    if [[ -z $lacks ]]; then
+      PYTHON_FOUND=${path%:}
+      return
+    fi
+    PYTHON_LACKS=${PYTHON_LACKS:-${path%:} lacks $lacks}
+  done < <(python_candidates)
+}
+
+# --- setup: a virtual environment with what travels and what builds ----------------------------------
+
+# Only what is pinned, and only wheels: no package of ours brings another, or runs a build script here.
+pip_install() { # pip_install VENV ARGUMENT...
+  run "$1/bin/python" -m pip install --no-deps --only-binary=:all: "${@:2}"
+}
+
+minor_of() { "$1/bin/python" -c 'import sys; print(sys.version_info.minor)'; }
+site_of() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; }
+
+# Prints a folder with cuda.h of the CUDA major that TensorRT needs: an installed toolkit's, else PyPI's.
+cuda_headers() { # cuda_headers VENV
+  local folder nvcc pins=CUDA_HEADERS_$CUDA
+  nvcc=$(command -v nvcc || true)
+  for folder in "${CUDA_HOME:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda; do
+    if grep -qsE "^#define CUDA_VERSION ${CUDA}[0-9]{3}\b" "$folder/include/cuda.h"; then
+      echo "$folder/include"
+      return
+    fi
+  done
+  folder=$CACHE/cuda-headers-$CUDA
+  # shellcheck disable=SC2086 # a list
+  pip_install "$1" --upgrade --target "$folder" ${!pins}
+  mkdir -p "$folder/include"
+  cp "$folder"/nvidia/*/include/{cuda,cudaProfiler}.h "$folder/include"
+  echo "$folder/include"
+}
+
+# Compiles PyCUDA into a wheel and prints its path; the wheel is kept outside the tree, for it takes 90 s.
+pycuda_wheel() { # pycuda_wheel VENV
+  local venv=$1 kept work headers
+  kept=$CACHE/pycuda-$PYCUDA-cp3$(minor_of "$venv")-cuda$CUDA-$MACHINE
+  if compgen -G "$kept/*.whl"; then
+    return
+  fi
+  need g++ "to compile PyCUDA" g++
+  headers=$(cuda_headers "$venv")
+  say "compiling PyCUDA $PYCUDA with $headers (about 90 s, once)"
+  mkdir -p "$kept"
+  work=$(mktemp -d "$kept/work.XXXXXX")
+  # A stand-in for libcuda to link against: the real one comes with the driver, which this machine need not
+  # have. It is empty but for its name; --no-as-needed keeps that name in the extension (Ubuntu's linker
+  # drops it otherwise). So the import finds the driver by itself, or says that libcuda.so.1 is missing and
+  # not "undefined symbol"; a program that loads libcuda.so.1 before the import is served all the same.
+  run g++ -shared -nostdlib -Wl,-soname,libcuda.so.1 -x c /dev/null -o "$work/libcuda.so"
+  (
+    cd "$work"
+    "$venv/bin/python" -m pip download --no-deps --no-build-isolation \
+      --no-binary=pycuda "pycuda==$PYCUDA"
+    tar xf pycuda-*.tar.gz
+    cd "pycuda-$PYCUDA"
+    # cuRAND would drag in a library of 100 MB, and nothing here draws random numbers on the GPU.
+    printf '%s\n' "CUDA_ENABLE_CURAND = False" "CUDA_INC_DIR = ['$headers']" \
+      "CUDADRV_LIB_DIR = ['$work']" >siteconf.py
+    # -s: 16 MB of debug symbols less. --no-build-isolation: with the pinned NumPy and setuptools.
+    LDFLAGS="-s -Wl,--no-as-needed" \
+      run "$venv/bin/python" -m pip wheel --no-deps --no-build-isolation \
+      --wheel-dir "$work" .
+  )
+  mv "$work"/*.whl "$kept"
+  rm -r "$work"
+  compgen -G "$kept/*.whl"
+}
+
+# Puts libnvinfer_lean.so.8 where the frozen program has it too. The wheel is for Python 3.10 and older, but
+# the library in it is no Python module: TensorRT 10 loads it to run plans of TensorRT 8.6.
+install_lean8() { # install_lean8 VENV
+  local site
+  site=$(site_of "$1")
+  [[ -f $CACHE/lean8/tensorrt_lean-$LEAN8-cp310-none-manylinux_2_17_x86_64.whl ]] ||
+    run "$1/bin/python" -m pip download --no-deps --only-binary=:all: \
+      --python-version 3.10 --dest "$CACHE/lean8" "tensorrt_lean==$LEAN8"
+  run "$1/bin/python" - "$CACHE/lean8" "$site/tensorrt_lean8_libs" <<'PY'
+import pathlib, sys, zipfile
+
+wheels, folder = map(pathlib.Path, sys.argv[1:])
+folder.mkdir(exist_ok=True)
+with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+    for name in wheel.namelist():
+        if name.endswith(("libnvinfer_lean.so.8", "LICENSE.txt", "RECORD")):
+            (folder / pathlib.PurePath(name).name).write_bytes(wheel.read(name))
+PY
+}
+
+# make_venv PYTHON VENV FLAVOUR: makes it anew when a pin or the Python has changed, else leaves it alone.
+make_venv() {
+  local python=$1 venv=$2 flavour=$3 lists=(hooks/requirements.txt hooks/requirements-dev.txt) list wanted wheel
+  [[ ! -f hooks/requirements-$flavour.txt ]] || lists+=("hooks/requirements-$flavour.txt")
+  wanted=$(cat "${lists[@]}" <("$python" -VV) - <<<"$python $PYCUDA $LEAN8 $CUDA_HEADERS_12 $CUDA_HEADERS_13" | sha256sum)
+  if [[ $(cat "$venv/made-from" 2>/dev/null) == "$wanted" ]]; then
+    return
+  fi
+  say "setup: ${venv#"$ROOT/"} with $("$python" -V)"
+  run "$python" -m venv --clear "$venv"
+  local arguments=()
+  for list in "${lists[@]}"; do
+    arguments+=(-r "$list")
+  done
+  pip_install "$venv" "${arguments[@]}"
+  wheel=$(pycuda_wheel "$venv")
+  pip_install "$venv" --no-index "$wheel"
+  [[ $flavour != lean || $MACHINE != x86_64 ]] || install_lean8 "$venv"
+  echo "$wanted" >"$venv/made-from"
+}
+
+setup() { # setup [FLAVOUR]: sets VENV
+  local flavour=${1:-lean} minor=''
+  [[ $flavour != full ]] || minor=10 # tensorrt 8.6.0, the newest full one on PyPI, stops at Python 3.10
+  find_python $minor
+  [[ -n $PYTHON_FOUND ]] || die $EX_UNAVAILABLE "cannot find a Python to build with" \
+    "${PYTHON_LACKS:-${PYTHON:+$PYTHON does not run, or }none is Python 3.${minor:-10 to 3.13}}" \
+    "sudo apt-get install python3-venv python3-dev g++ binutils, or name one: PYTHON=/path/to/python3 ./build.sh"
+  minor=$("$PYTHON_FOUND" -c 'import sys; print(sys.version_info.minor)')
+  VENV=$ROOT/build/venv-3.$minor
+  [[ $flavour == lean ]] || VENV=$ROOT/build/venv-$flavour-3.$minor
+  make_venv "$PYTHON_FOUND" "$VENV" "$flavour"
+}
+
+"$@"
