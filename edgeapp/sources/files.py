@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import stat
@@ -42,7 +43,7 @@ PICTURE_FORMATS = tuple(
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 TENSOR_SUFFIXES = (".npy", ".npz")
-MOST_TENSOR_BYTES = 4 << 30
+MOST_TENSOR_BYTES = 2 << 30
 MOST_LINE_BYTES = 1 << 16
 
 Image.MAX_IMAGE_PIXELS = None  # replaced by our own limit, which names the flag
@@ -192,6 +193,8 @@ def open_regular(path: str) -> BinaryIO:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise errors.DataError(f"{what}: it is a socket", "", "name a picture file") from error
         raise paths.refusal(what, error) from error
     except ValueError as error:  # a NUL in the name
         raise errors.NotFoundError(what, str(error), "check the name") from error
@@ -211,7 +214,6 @@ _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
-    (stat.S_ISSOCK, "a socket"),
 )
 
 

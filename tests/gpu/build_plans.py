@@ -1,0 +1,106 @@
+"""Build the plans of the GPU tests and of the demo, with a full TensorRT 8.6 on a machine with a GPU.
+
+    python tests/make_models.py MODELS
+    python tests/gpu/build_plans.py MODELS edgeapp/data/demo/model.onnx OUT
+
+All plans but one are version compatible without the lean runtime inside, and hardware compatible with
+Ampere and newer, so that one file serves every such x86-64 machine. A plan that cannot be built is
+reported and left out; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tensorrt as trt
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Wanted:
+    """A plan to build; profiles map input tensors to (min, opt, max) shapes."""
+
+    name: str
+    model: str
+    profiles: list[dict[str, tuple[Shape, Shape, Shape]]] = field(default_factory=list)
+    fp16: bool = False
+    native: bool = False
+
+
+def images(size: int, *batches: int) -> list[dict[str, tuple[Shape, Shape, Shape]]]:
+    low, best, high = ((n, 3, size, size) for n in batches)
+    return [{"images": (low, best, high)}]
+
+
+def multi(batch: int, low: int, high: int) -> dict[str, tuple[Shape, Shape, Shape]]:
+    return {
+        "image": ((1, 3, low, low), (batch, 3, high, high), (batch, 3, high, high)),
+        "scale": ((1,), (batch,), (batch,)),
+        "shift": ((1,), (batch,), (batch,)),
+    }
+
+
+WANTED = (
+    Wanted("conv", "conv"),
+    Wanted("classifier", "classifier", images(32, 1, 4, 16)),
+    Wanted("classifier_batch4", "classifier_batch4"),
+    Wanted("multi_io", "multi_io", [multi(4, 32, 64), multi(2, 64, 128)]),
+    Wanted("nonzero", "nonzero", [{"x": ((1,), (8,), (64,))}]),
+    Wanted("dtypes", "dtypes", fp16=True),
+    Wanted("yolov8", "yolov8", images(64, 1, 4, 8)),
+    Wanted("demo_fp32", "DEMO", images(416, 1, 8, 32)),
+    Wanted("demo_fp16", "DEMO", images(416, 1, 8, 32), fp16=True),
+    Wanted("demo_native", "DEMO", images(416, 1, 1, 4), native=True),
+)
+
+
+def build(wanted: Wanted, model: Path, logger: trt.ILogger) -> bytes | None:
+    """The serialised plan, or None when TensorRT cannot build it (its log says why)."""
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        return None
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 4 << 30)
+    config.set_tactic_sources(0)  # neither cuBLAS nor cuDNN: the lean runtime has none
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32: the tests compare with the CPU
+    if wanted.fp16:
+        config.set_flag(trt.BuilderFlag.FP16)
+    if not wanted.native:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    for shapes in wanted.profiles:
+        profile = builder.create_optimization_profile()
+        for tensor, (low, best, high) in shapes.items():
+            profile.set_shape(tensor, low, best, high)
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    return bytes(plan) if plan is not None else None
+
+
+def main() -> int:
+    models, demo, out = (Path(word) for word in sys.argv[1:4])
+    out.mkdir(parents=True, exist_ok=True)
+    logger = trt.Logger(trt.Logger.WARNING)
+    failed = []
+    for wanted in WANTED:
+        started = time.monotonic()
+        plan = build(wanted, demo if wanted.model == "DEMO" else models / f"{wanted.model}.onnx", logger)
+        seconds = time.monotonic() - started
+        if plan is None:
+            failed.append(wanted.name)
+            print(f"{wanted.name}: FAILED after {seconds:.1f} s", flush=True)
+        else:
+            (out / f"{wanted.name}.plan").write_bytes(plan)
+            print(f"{wanted.name}: {len(plan)} bytes in {seconds:.1f} s", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
