@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome, Program, frozen_binary
 from PIL import Image
+from support import Outcome, Program, frozen_binary
 from test_plan import plan_bytes
 
 
@@ -114,10 +114,24 @@ def zip_bomb(place: Place) -> str:
     return str(path)
 
 
-def pickled(place: Place) -> str:
-    path = place.folder / "objects.npy"
-    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    return str(path)
+def folder(place: Place, name: str) -> str:
+    (place.folder / name).mkdir()
+    return str(place.folder / name)
+
+
+def link(place: Place, target: str) -> str:
+    (place.folder / "l.jpg").symlink_to(target)
+    return str(place.folder / "l.jpg")
+
+
+def npy(place: Place, array: np.ndarray) -> str:
+    np.save(place.folder / "x.npy", array)
+    return str(place.folder / "x.npy")
+
+
+def npz(place: Place, **arrays: np.ndarray) -> str:
+    np.savez(place.folder / "x.npz", **arrays)
+    return str(place.folder / "x.npz")
 
 
 # name -> (what makes the input, exit code, words of the message)
@@ -142,13 +156,13 @@ INPUTS: dict[str, tuple[Callable[[Place], str], int, str]] = {
     "missing folder": (lambda p: str(p.folder / "no" / "x.jpg"), 66, "no such file"),
     "file as folder": (lambda p: p.file("x.jpg", jpeg()) + "/y.jpg", 66, "not a directory"),
     "glob without a match": (lambda p: str(p.folder / "*.png"), 66, "nothing matches"),
-    "empty folder": (lambda p: str((p.folder / "empty").mkdir() or p.folder / "empty"), 65, "no pictures in this folder"),
+    "empty folder": (lambda p: folder(p, "empty"), 65, "no pictures in this folder"),
     "fifo": (lambda p: fifo(p, "x.jpg"), 65, "it is a FIFO"),
     "device": (lambda p: "/dev/zero", 65, "it is a device"),
     "terminal": (lambda p: "/dev/null", 65, "it is a device"),
     "socket": (unix_socket, 65, "it is a socket"),
-    "dangling link": (lambda p: str((p.folder / "l.jpg").symlink_to("gone") or p.folder / "l.jpg"), 66, "no such file"),
-    "link to itself": (lambda p: str((p.folder / "l.jpg").symlink_to("l.jpg") or p.folder / "l.jpg"), 74, "symbolic link"),
+    "dangling link": (lambda p: link(p, "gone"), 66, "no such file"),
+    "link to itself": (lambda p: link(p, "l.jpg"), 74, "symbolic link"),
     "name of 300 bytes": (lambda p: str(p.folder / ("x" * 300 + ".jpg")), 66, "too long"),
     "name with a newline": (lambda p: str(p.folder / "a\nb.jpg"), 66, r"a\nb.jpg"),
     "empty name": (lambda p: "", 66, "no such file"),
@@ -156,13 +170,10 @@ INPUTS: dict[str, tuple[Callable[[Place], str], int, str]] = {
     "npy that claims 4e18 bytes": (lambda p: npy_claiming(p, "(1000000000, 1000000000)"), 65, "its header claims"),
     "npy with a negative shape": (lambda p: npy_claiming(p, "(-1, 16)"), 65, "cannot read"),
     "npy with code in its header": (lambda p: npy_claiming(p, "__import__('os').abort()"), 65, "no NumPy file"),
-    "npy of Python objects": (pickled, 65, "Python objects"),
-    "npy of another shape": (lambda p: str(np.save(p.folder / "x.npy", np.zeros((1, 3, 8, 8), np.float32)) or p.folder / "x.npy"),
-                             65, "does not fit"),
-    "npy of text": (lambda p: str(np.save(p.folder / "x.npy", np.full((1, 3, 32, 32), "a")) or p.folder / "x.npy"),
-                    65, "do not fit into float32"),
-    "npz with the wrong names": (
-        lambda p: str(np.savez(p.folder / "x.npz", wrong=np.zeros(3)) or p.folder / "x.npz"), 65, "do not match"),
+    "npy of Python objects": (lambda p: npy(p, np.array([{}], dtype=object)), 65, "Python objects"),
+    "npy of another shape": (lambda p: npy(p, np.zeros((1, 3, 8, 8), np.float32)), 65, "does not fit"),
+    "npy of text": (lambda p: npy(p, np.full((1, 3, 32, 32), "a")), 65, "do not fit into float32"),
+    "npz with the wrong names": (lambda p: npz(p, wrong=np.zeros(3)), 65, "do not match"),
     "npz that is none": (lambda p: p.file("x.npz", b"PK\x03\x04" + bytes(50)), 65, "no NumPy file"),
     "npz that claims 4 GB": (zip_bomb, 65, "cannot read"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Program
+from support import Program
 from test_plan import plan_bytes
 
 from edgeapp import errors
@@ -90,7 +90,8 @@ def test_failed_start_imports_neither_pycuda_nor_tensorrt(plan: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("init", "words"),
     [(100, "no GPU is visible"), (803, "driver library and kernel driver are of different versions"),
-     (304, "the groups video and render"), (999, "unknown reason"), (34, "a stub for linking"), (12345, "no usable answer")],
+     (304, "the groups video and render"), (999, "unknown reason"), (34, "a stub for linking"),
+     (12345, "no usable answer")],
 )  # fmt: skip
 def test_driver_that_does_not_come_up_is_explained(
     program: Program, plan: Path, tmp_path: Path, init: int, words: str

@@ -14,8 +14,8 @@ from pathlib import Path
 import make_models
 import numpy as np
 import pytest
-from conftest import Program, plain_png
 from PIL import Image
+from support import Program, plain_png
 
 Noise = Callable[[int, int], Image.Image]
 ULTRALYTICS_NAMES = ("bolt", "nut", "gear")

@@ -1,0 +1,24 @@
+"""Where the plans lie, and when two tensors are equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+PLANS = Path(__file__).parent / "plans"
+
+
+def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Norm of the difference, as a share of the norm of what was wanted."""
+    scale = float(np.linalg.norm(wanted.astype(np.float64)))
+    return float(np.linalg.norm(found.astype(np.float64) - wanted)) / max(scale, 1e-12)
+
+
+def assert_equal(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:
+    """Same dtype and shape; floats within the tolerance, everything else to the last bit."""
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+    if wanted.dtype.kind == "f":
+        assert relative_error(found, wanted) <= tolerance
+    else:
+        assert np.array_equal(found, wanted)

@@ -1,0 +1,118 @@
+"""Promises of the GPU engine that only show from inside the process: whose memory an output is.
+
+Needs a Python with PyCUDA and the lean TensorRT, such as ./build.sh setup makes.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gpu.compare import PLANS
+
+from edgeapp import errors, plan
+from edgeapp.bootstrap import Trace, bring_up
+
+pytest.importorskip("pycuda", reason="PyCUDA is not installed in this Python")
+pytest.importorskip("tensorrt_lean_libs", reason="TensorRT lean is not installed in this Python")
+
+
+def opened(name: str, path: Path | None = None) -> AbstractContextManager:
+    return bring_up(
+        plan.identify(str(path or PLANS / f"{name}.plan")),
+        device=0,
+        detail=lambda text: None,
+        trace=Trace(),
+        check_stop=lambda: None,
+    )
+
+
+def ones(value: float) -> dict[str, np.ndarray]:
+    return {"x": np.full((1, 3, 32, 32), value, np.float32)}
+
+
+def test_outputs_are_never_overwritten_by_a_later_run() -> None:
+    """What was handed out stays as it was, however often the engine runs again."""
+    with opened("conv") as engine:
+        first = engine.infer(ones(1))["y"]
+        kept = first.copy()
+        second = engine.infer(ones(-2))["y"]
+        for value in range(20):
+            engine.infer(ones(value))
+        assert np.array_equal(first, kept)
+        assert not np.array_equal(first, second)
+        assert not np.shares_memory(first, second)
+
+
+def test_views_show_the_latest_run() -> None:
+    """Who asks for views gets the page-locked buffer itself, and is overwritten as promised."""
+    with opened("conv") as engine:
+        view = engine.infer(ones(1), views=True)["y"]
+        before = view.copy()
+        after = engine.infer(ones(-2))["y"]
+        assert not np.array_equal(view, before)
+        assert np.array_equal(view, after)
+
+
+def test_replaced_engine_leaves_no_reference_to_old_buffers() -> None:
+    """After an engine is replaced its buffers are gone, and old outputs still hold their values."""
+    import pycuda.driver as cuda
+
+    with opened("multi_io") as engine:
+        inputs = {
+            "image": np.ones((2, 3, 100, 100), np.float32), "scale": np.ones(2, np.float32),
+            "shift": np.zeros(2, np.int32),
+        }  # fmt: skip
+        old = engine.infer(inputs)
+        kept = {name: array.copy() for name, array in old.items()}
+        buffers = [weakref.ref(buffer) for buffer in engine._buffers.values()]
+    del engine
+    with opened("conv") as engine:
+        engine.infer(ones(1))
+        for name, array in old.items():
+            assert np.array_equal(array, kept[name])
+        gc.collect()
+        assert [ref() for ref in buffers] == [None] * len(buffers)
+        allocations = [o for o in gc.get_objects() if isinstance(o, cuda.DeviceAllocation)]
+        assert len(allocations) <= len(engine._buffers)
+
+
+def test_hundred_reloads_hold_no_memory() -> None:
+    """Replacing an engine again and again costs neither GPU memory nor page-locked memory."""
+    import pycuda.driver as cuda
+
+    free = []
+    for i in range(100):
+        with opened("conv" if i % 2 else "nonzero") as engine:
+            if i % 2:
+                engine.infer(ones(i))
+            else:
+                assert engine.infer({"x": np.arange(i % 60 + 1, dtype=np.float32)})["where"].shape == (1, i % 60)
+            free.append(cuda.mem_get_info()[0])
+    assert min(free[-20:]) >= min(free[10:30]) - (8 << 20)
+
+
+def test_wrong_tensors_leave_the_engine_usable() -> None:
+    """Every refusal comes before anything is changed."""
+    with opened("multi_io") as engine:
+        good = {
+            "image": np.ones((2, 3, 40, 40), np.float32), "scale": np.ones(2, np.float32),
+            "shift": np.zeros(2, np.int32),
+        }  # fmt: skip
+        wanted = engine.infer(good)
+        for wrong in (
+            {},
+            {**good, "image": np.ones((9, 3, 40, 40), np.float32)},
+            {**good, "image": np.ones((2, 4, 40, 40), np.float32)},
+            {**good, "shift": np.ones(2, np.float32)},
+            {**good, "scale": np.ones(3, np.float32)},
+        ):
+            with pytest.raises(errors.DataError):
+                engine.infer(wrong)
+        again = engine.infer(good)
+        for name in wanted:
+            assert np.array_equal(wanted[name], again[name])

@@ -1,0 +1,104 @@
+"""How the process starts and ends on a machine with a GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gpu.compare import PLANS
+from support import Program
+
+STARTS = int(os.environ.get("EDGEAPP_STARTS", "200"))
+
+
+@pytest.fixture
+def tensor(tmp_path: Path) -> Path:
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((1, 3, 32, 32), np.float32))
+    return path
+
+
+def test_context_exists_before_tensorrt(edgeapp: Program, tensor: Path) -> None:
+    """The start takes its steps in the order of the bootstrap and undoes them in reverse."""
+    done = edgeapp("--engine", PLANS / "conv.plan", "--input", tensor, "--startup-trace", "--debug")
+    assert done.returncode == 0, done
+    steps = [line.split(" ms  ")[1] for line in done.stderr.splitlines() if " ms  " in line]
+    assert steps.index("find libcuda.so.1") < steps.index("cuInit") < steps.index("count the devices")
+    assert steps.index("retain and push the primary context") < steps.index("load the TensorRT library")
+    assert steps.index("load the TensorRT library") < steps.index("import the bindings") < steps.index("runtime")
+    undone = [line.removeprefix("undo: ") for line in done.stderr.splitlines() if line.startswith("undo: ")]
+    assert undone == ["buffers", "execution context", "engine", "runtime", "primary context"]
+
+
+@pytest.mark.timeout(900)
+def test_many_starts_end_well(edgeapp: Program, tensor: Path) -> None:
+    """Every start ends with 0 and says nothing of contexts or aborts."""
+    bad = []
+    for i in range(STARTS):
+        done = edgeapp("--engine", PLANS / "conv.plan", "--input", tensor, "--quiet")
+        if done.returncode != 0 or done.stderr:
+            bad.append((i, done))
+    assert not bad, bad[:3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("after_s", [0.3, 0.8, 1.5, 2.5])
+def test_signal_at_any_time_ends_the_process(
+    edgeapp: Program, tensor: Path, tmp_path: Path, number: signal.Signals, after_s: float
+) -> None:
+    """In the start or in the middle of the work: the process ends by the signal, without an abort, and the
+    next one works."""
+    child = edgeapp.start(
+        "--engine", PLANS / "conv.plan", "--input", *[tensor] * 100_000, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(after_s)
+    child.send_signal(number)
+    _, talk = child.communicate(timeout=30)
+    assert child.returncode == -number, talk
+    assert b"context stack" not in talk
+    assert b"Traceback" not in talk
+    again = edgeapp("--engine", PLANS / "conv.plan", "--input", tensor)
+    assert again.returncode == 0, again
+
+
+def test_no_visible_gpu_is_told(edgeapp: Program, tensor: Path) -> None:
+    """CUDA_VISIBLE_DEVICES= hides the GPU: exit 69, no crash, no silent CPU."""
+    done = edgeapp("--engine", PLANS / "conv.plan", "--input", tensor, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 69, done
+    assert "cuInit failed with CUDA error 100" in done.stderr
+    assert "CUDA_VISIBLE_DEVICES" in done.stderr
+
+
+def test_wrong_device_number_is_told(edgeapp: Program, tensor: Path) -> None:
+    """--device beyond the last GPU: exit 69."""
+    done = edgeapp("--engine", PLANS / "conv.plan", "--input", tensor, "--device", "99")
+    assert done.returncode == 69, done
+
+
+def test_gpu_memory_is_given_back(edgeapp: Program, tensor: Path) -> None:
+    """After a run, killed or not, the GPU has as much free memory as before."""
+
+    def used() -> int:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return int(done.stdout)
+
+    before = used()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        child = edgeapp.start(
+            "--engine", PLANS / "conv.plan", "--input", *[tensor] * 100_000, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(2.5)
+        child.send_signal(number)
+        child.wait(timeout=30)
+    time.sleep(1)
+    assert used() <= before + 16
