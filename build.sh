@@ -206,4 +206,163 @@ setup() { # setup [FLAVOUR]: sets VENV
   make_venv "$PYTHON_FOUND" "$VENV" "$flavour"
 }
 
-"$@"
+# --- freeze: one file --------------------------------------------------------------------------------
+
+# All that the frozen file is made from, as one hash.
+made_from() { # made_from WORD...
+  {
+    find edgeapp hooks edgeapp.spec build.sh LICENSE -type f -not -path '*/__pycache__/*' -print0 |
+      sort -z | xargs -0 sha256sum
+    cat "$VENV/made-from"
+    echo "$@"
+  } | sha256sum
+}
+
+# PyInstaller warns of what it does not find, and goes on: here that ends the build.
+freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK
+  local work=$1 bad epoch
+  epoch=$(git log -1 --format=%ct 2>/dev/null || echo 0)
+  mkdir -p "$work"
+  # The hash seed and the date make two builds of one commit the same to the byte.
+  run env PYTHONHASHSEED=1 SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$epoch}" \
+    PYINSTALLER_CONFIG_DIR="$work/cache" PYTHONPATH="$ROOT" \
+    EDGEAPP_TENSORRT="$FLAVOUR" EDGEAPP_BUILDER="$BUILDER" EDGEAPP_CUDA="$CUDA" \
+    "$VENV/bin/python" -m PyInstaller --noconfirm --log-level WARN \
+    --workpath "$work" --distpath "$work/dist" edgeapp.spec 2>&1 | tee "$work/log" >&2 ||
+    die 70 "PyInstaller failed" "see above" "see above"
+  bad=$(grep -E 'WARNING: Library not found|ERROR: ' "$work/log" || true)
+  # A module that edgeapp itself imports and that did not travel: left out on purpose, or missing here.
+  bad+=$(grep -E '^(missing|excluded) module named .* imported by .*\bedgeapp\b' "$work/edgeapp/warn-edgeapp.txt" || true)
+  [[ -z $bad ]] || die 70 "the frozen program would be incomplete" "$bad" "install it, or name it in edgeapp.spec"
+}
+
+# The one file. The only step that knows how the frozen folder becomes a file: PyInstaller's own onefile for now.
+pack() { # pack WORK NAME
+  mkdir -p dist
+  run mv -f "$1/dist/edgeapp" "dist/$2" # a move, so that a running program keeps its file
+}
+
+freeze() {
+  FLAVOUR=lean BUILDER=0
+  while (($#)); do
+    case $1 in
+      --tensorrt) FLAVOUR=${2:-} && shift ;;
+      --tensorrt=*) FLAVOUR=${1#*=} ;;
+      --with-builder) BUILDER=1 ;;
+      *) usage "freeze does not know $1" ;;
+    esac
+    shift
+  done
+  case $FLAVOUR$BUILDER in
+    lean0 | system? | full?) ;;
+    lean1) usage "--with-builder needs --tensorrt full or system: the lean runtime cannot build" ;;
+    *) usage "--tensorrt is lean, system or full" ;;
+  esac
+  setup "$FLAVOUR"
+  need objcopy "to pack the one file" binutils
+  local name=edgeapp work=$ROOT/build/freeze-$FLAVOUR wanted
+  [[ $FLAVOUR == lean ]] || name=edgeapp-$FLAVOUR
+  wanted=$(made_from "$FLAVOUR" "$BUILDER")
+  if [[ -f dist/$name && $(cat "$work/made-from" 2>/dev/null) == "$wanted" ]]; then
+    return
+  fi
+  say "freeze: dist/$name"
+  freeze_with_pyinstaller "$work"
+  pack "$work" "$name"
+  echo "$wanted" >"$work/made-from"
+  say "dist/$name: $(stat --format=%s "dist/$name") bytes"
+}
+
+# --- checks ------------------------------------------------------------------------------------------
+
+# The frozen file alone, with nothing of this machine's Python in reach.
+smoke() {
+  freeze
+  local folder
+  folder=$(mktemp -d)
+  (cd "$folder" && run env -i PATH=/nonexistent HOME="$folder" TMPDIR="$folder" "$ROOT/dist/edgeapp" --version)
+  (cd "$folder" && run env -i PATH=/nonexistent HOME="$folder" TMPDIR="$folder" "$ROOT/dist/edgeapp" demo)
+  rm -r "$folder"
+}
+
+demo() {
+  freeze
+  run dist/edgeapp demo "$@"
+}
+
+test_() {
+  freeze
+  EDGEAPP_REQUIRE_FROZEN=1 run "$VENV/bin/python" -m pytest -m "not gpu" "$@"
+}
+
+matrix() {
+  local minor
+  for minor in 10 11 12 13; do
+    find_python $minor
+    if [[ -z $PYTHON_FOUND ]]; then
+      say "Python 3.$minor: none here that can build${PYTHON_LACKS:+ ($PYTHON_LACKS)}"
+      continue
+    fi
+    make_venv "$PYTHON_FOUND" "$ROOT/build/venv-3.$minor" lean
+    say "Python 3.$minor"
+    run "$ROOT/build/venv-3.$minor/bin/python" -m pytest -m "not gpu and not frozen" "$@"
+  done
+}
+
+lint() {
+  setup
+  run "$VENV/bin/ruff" check .
+  run "$VENV/bin/ruff" format --check .
+  # Nobody, not even edgeapp/gpu, whose freedom to import pycuda would hide it above: autoinit makes a second
+  # CUDA context beside the one that TensorRT uses, compiler needs nvcc on the target.
+  run "$VENV/bin/ruff" check --select TID251 --config 'lint.per-file-ignores = {}' --config \
+    'lint.flake8-tidy-imports.banned-api = {"pycuda.autoinit".msg = "makes a second context", "pycuda.compiler".msg = "needs nvcc"}' .
+  run "$VENV/bin/mypy"
+}
+
+check() { # what CI runs
+  lint
+  test_
+  smoke
+}
+
+clean() { run rm -rf build dist .mypy_cache .pytest_cache .ruff_cache; }
+
+# --- verbs -------------------------------------------------------------------------------------------
+
+help() {
+  cat <<'TEXT'
+usage: ./build.sh [VERB]
+
+  (none)   setup, freeze, smoke: from a clone to a proven dist/edgeapp
+  setup    the virtual environment build/venv-3.N with everything pinned; PyCUDA is compiled, 90 s, once
+  freeze   dist/edgeapp    --tensorrt lean|system|full   which TensorRT travels inside (lean)
+                           --with-builder                with what builds plans; system and full only
+  demo     dist/edgeapp demo, frozen first if need be; arguments go to the demo
+  smoke    runs dist/edgeapp with nothing but itself in reach
+  test     all tests but those that need a GPU; arguments go to pytest
+  matrix   the source tree's tests on every Python 3.10 to 3.13 found here
+  lint     ruff and mypy
+  check    lint, test, smoke: what CI runs
+  clean    removes what was built here, not ~/.cache/edgeapp-build with the compiled PyCUDA
+  help     this
+
+PYTHON=/path/to/python3 chooses the Python; CUDA_HOME a CUDA toolkit, which is not needed.
+exit codes: 0 ok, 64 usage, 69 something is missing on this machine, 70 the build failed
+TEXT
+}
+
+usage() { # usage WHAT
+  printf 'build.sh: %s\n\n' "$1" >&2
+  help >&2
+  exit $EX_USAGE
+}
+
+verb=${1:-}
+(($# == 0)) || shift
+case $verb in
+  '') smoke ;;
+  test) test_ "$@" ;;
+  setup | freeze | demo | smoke | matrix | lint | check | clean | help) "$verb" "$@" ;;
+  *) usage "no verb $verb" ;;
+esac

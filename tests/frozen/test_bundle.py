@@ -1,0 +1,176 @@
+"""What travels inside the frozen program, looked at from outside."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from PyInstaller.archive.readers import CArchiveReader
+
+import edgeapp
+
+pytestmark = pytest.mark.frozen
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+
+# What every Linux has beside its C library; libcuda.so.1 comes with the driver.
+OF_THE_HOST = {
+    "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libc.so.6", "libdl.so.2", "libm.so.6",
+    "libpthread.so.0", "librt.so.1", "libutil.so.1", "libcuda.so.1",
+}  # fmt: skip
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a list without comments."""
+    lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def bundle(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all the files of the bundle; links stay out, for they lead to files of it."""
+    folder = tmp_path_factory.mktemp("bundle")
+    archive = CArchiveReader(str(binary))
+    for name, (_, _, _, _, kind) in archive.toc.items():
+        if kind in "bx":  # libraries and data; the rest is Python's, read without being unpacked
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.extract(name))
+    return folder
+
+
+def files_of(bundle: Path) -> list[Path]:
+    return sorted(path for path in bundle.rglob("*") if path.is_file())
+
+
+def libraries_of(bundle: Path) -> list[Path]:
+    def is_elf(path: Path) -> bool:
+        with path.open("rb") as file:
+            return file.read(4) == b"\x7fELF"
+
+    return [path for path in files_of(bundle) if is_elf(path)]
+
+
+def neutral(name: str) -> str:
+    """A library's name without its version, its hash, and the version of Python."""
+    name = re.sub(r"python3\.\d+", "python3", name)
+    name = re.sub(r"\.(cpython-3\d+|abi3)[^.]*", "", name)
+    name = re.sub(r"(-[0-9a-f]{8})+(?=\.so)", "", name)
+    return re.sub(r"\.so(\.\d+)+$", ".so", name)
+
+
+def test_libraries_of_the_bundle_are_those_of_the_list(bundle: Path) -> None:
+    """Exactly the listed libraries travel: a new one is a decision, and so is one that is gone."""
+    found = {neutral(str(path.relative_to(bundle))) for path in libraries_of(bundle)}
+    standard = {name for name in found if name.startswith("python3/lib-dynload/")}
+    assert {Path(name).stem for name in standard} <= sys.stdlib_module_names
+    listed = lines_of(HERE / "bundled_libraries.txt")
+    may = {line.removesuffix("?").strip() for line in listed}
+    must = {line for line in listed if not line.endswith("?")}
+    assert sorted(found - standard - may) == [], "not in bundled_libraries.txt"
+    assert sorted(must - found) == [], "in bundled_libraries.txt, but not in the bundle"
+
+
+def test_bundle_without_any_library_of_the_driver_or_the_system(binary: Path) -> None:
+    """Nothing that must match the kernel, the driver or the C library of the target travels."""
+    patterns = lines_of(REPOSITORY / "hooks" / "never_bundle.txt")
+    assert patterns
+    names = [Path(name).name for name in CArchiveReader(str(binary)).toc]
+    assert [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+def test_libraries_need_only_each_other_and_the_host(bundle: Path) -> None:
+    """No library of the bundle would say "cannot open shared object file" on a bare machine."""
+    libraries = libraries_of(bundle)
+    output = subprocess.run(["readelf", "--dynamic", *libraries], check=True, capture_output=True, text=True).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", output))
+    assert "libc.so.6" in needed
+    assert sorted(needed - {path.name for path in libraries} - OF_THE_HOST) == []
+
+
+def recorded_hashes() -> dict[str, str]:
+    """Path in the bundle -> SHA-256, as the maker of the wheel wrote it down."""
+    hashes = {}
+    for package in importlib.metadata.distributions():
+        if package.name.startswith(("nvidia-", "tensorrt")):
+            for file in package.files or []:
+                if file.hash is not None:
+                    hashes[str(file)] = file.hash.value
+    # TensorRT 8.6's library, taken out of its wheel by build.sh, which keeps the wheel's list beside it.
+    record = Path(sysconfig.get_paths()["purelib"], "tensorrt_lean8_libs", "RECORD")
+    for path, digest, _ in csv.reader(record.read_text().splitlines() if record.exists() else []):
+        name = path.replace("tensorrt_lean/", "tensorrt_lean8_libs/")
+        hashes[name] = digest.removeprefix("sha256=")
+    return hashes
+
+
+def test_files_of_nvidia_are_byte_for_byte_those_of_the_wheels(bundle: Path) -> None:
+    """NVIDIA allows its libraries to be passed on unmodified only: not stripped, not packed."""
+    recorded = recorded_hashes()
+    theirs = [
+        path for path in libraries_of(bundle) if path.relative_to(bundle).parts[0].startswith(("nvidia", "tensorrt"))
+    ]
+    assert len(theirs) >= 4
+    for path in theirs:
+        digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest())
+        name = str(path.relative_to(bundle))
+        assert digest.rstrip(b"=").decode() == recorded[name], name
+
+
+def test_pycuda_runs_on_the_oldest_driver_that_tensorrt_supports(bundle: Path) -> None:
+    """Compiled with CUDA 13's headers it would need functions that r535 to r575 drivers lack."""
+    output = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", *(bundle / "pycuda").glob("_driver*.so")],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "cuCtxPushCurrent_v2" in output
+    if json.loads((bundle / "build.json").read_text())["cuda"] == "12":
+        assert "cuCtxCreate_v4" not in output
+        assert "cuEventElapsedTime_v2" not in output
+
+
+def test_data_of_the_source_tree_travels_whole(bundle: Path) -> None:
+    """Every file of edgeapp/data is in the bundle, unchanged."""
+    source = REPOSITORY / "edgeapp" / "data"
+    files = [path.relative_to(source) for path in files_of(source)]
+    assert files
+    for file in files:
+        assert (bundle / "edgeapp/data" / file).read_bytes() == (source / file).read_bytes(), file
+
+
+def test_build_facts_name_the_runtime_that_travels(bundle: Path) -> None:
+    """The program learns from build.json which TensorRT it carries."""
+    facts = json.loads((bundle / "build.json").read_text())
+    assert facts["edgeapp"] == edgeapp.__version__
+    assert facts["tensorrt"] == "lean"
+    assert (bundle / "tensorrt_lean_libs" / "libnvinfer_lean.so.10").is_file()
+    assert facts["tensorrt_version"] == "10.16.1.11"
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("edgeapp", "Apache License"),
+        ("numpy", "Redistribution and use in source and binary forms"),
+        ("pyinstaller", "GNU GENERAL PUBLIC LICENSE"),
+        ("tensorrt-lean-cu12-libs", "NVIDIA"),
+        ("nvidia-cuda-runtime-cu12", "NVIDIA"),
+    ],
+)
+def test_licence_of_what_travels_is_in_the_bundle(bundle: Path, folder: str, words: str) -> None:
+    """Most licences ask that their text goes with the copy."""
+    texts = [path.read_text("utf-8") for path in files_of(bundle / "licences" / folder)]
+    assert any(words in text for text in texts)
