@@ -1,11 +1,9 @@
 """ONNX Runtime on the CPU (1.23 to 1.31): its Python module holds the runtime.
 
-The bridge to GPU providers (15 kB) is opened by a path at import and warned about when it is missing;
-libonnxruntime.so is for C programs, and hooks-contrib 2026.9 would take it along (29 MB).
+Of the other libraries in its folder, which hooks-contrib 2026.9 takes all, only the 15 kB travel
+whose absence it warns about; libonnxruntime.so, 29 MB, is for programs in C.
 """
 
 from PyInstaller.utils.hooks import collect_dynamic_libs
 
-binaries = [
-    entry for entry in collect_dynamic_libs("onnxruntime") if "libonnxruntime_providers_shared.so" in entry[0]
-]
+binaries = collect_dynamic_libs("onnxruntime", search_patterns=["libonnxruntime_providers_shared.so"])
