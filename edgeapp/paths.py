@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -22,7 +23,10 @@ def library_root() -> Path:
     """The folder that bundled libraries are named relative to: the bundle, or site-packages."""
     if FROZEN:
         return Path(sys._MEIPASS)  # type: ignore[attr-defined]
-    return Path(sysconfig.get_paths()["purelib"])
+    found = importlib.util.find_spec("tensorrt_lean_libs")
+    if found is None or found.origin is None:
+        return Path(sysconfig.get_paths()["purelib"])
+    return Path(found.origin).parents[1]
 
 
 def restore_environment() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 
-from edgeapp import paths
+from edgeapp import errors, paths
 from edgeapp.commands.run import run
 from edgeapp.log import Talk
 from edgeapp.settings import Settings
@@ -18,16 +18,12 @@ FOLDER = "edgeapp-demo"
 def demo(settings: Settings, stop: Stop, talk: Talk) -> int:
     """Run the demo model on the demo pictures; what the flags name takes their place.
 
-    With an NVIDIA driver the plan that travels along runs on the GPU, otherwise the same model
-    runs on the CPU.
+    With an NVIDIA driver the plan that travels in the frozen file (x86-64, Ampere and newer GPUs) runs
+    on the GPU; elsewhere, and said so, the same model runs on the CPU.
 
     Returns:
         the exit code of the run.
     """
-    if settings.engine is None:
-        on_gpu = paths.resource(PLAN).is_file() and _has_driver()
-        settings = replace(settings, engine=str(paths.resource(PLAN if on_gpu else MODEL)))
-        talk.note(f"edgeapp: the demo runs on the {'GPU' if on_gpu else 'CPU, there is no NVIDIA driver here'}")
     pictures = sorted(str(path) for path in paths.resource("demo").glob("*.jpg"))
     settings = replace(
         settings,
@@ -35,9 +31,23 @@ def demo(settings: Settings, stop: Stop, talk: Talk) -> int:
         save=settings.save or FOLDER,
         model_card=settings.model_card or str(paths.resource(CARD)),
     )
-    code = run(settings, stop, talk)
+    code = run(settings, stop, talk) if settings.engine else _own_engine(settings, stop, talk)
     talk.note(f"edgeapp: the annotated pictures are in {settings.save}/")
     return code
+
+
+def _own_engine(settings: Settings, stop: Stop, talk: Talk) -> int:
+    """Run the plan if this machine can, else the ONNX model."""
+    reason = "there is no NVIDIA driver here"
+    if not paths.resource(PLAN).is_file():
+        reason = "no plan travels with this program"
+    elif _has_driver():
+        try:
+            return run(replace(settings, engine=str(paths.resource(PLAN))), stop, talk)
+        except (errors.DataError, errors.NoGpuError) as error:
+            reason = error.why or error.what
+    talk.note(f"edgeapp: the demo runs on the CPU: {reason}")
+    return run(replace(settings, engine=str(paths.resource(MODEL))), stop, talk)
 
 
 def _has_driver() -> bool:

@@ -133,9 +133,11 @@ def tensor_specs(trt: Any, engine: Any) -> tuple[TensorSpec, ...]:
         kind = engine.get_tensor_dtype(name).name
         if kind not in DTYPES:
             raise errors.DataError(f"I/O tensor {name}: dtype {kind} is not supported", "", "build it with another")
-        if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
+        # The lean bindings lack the enum TensorFormat (10.16, 11.4), so the description has to do.
+        layout = engine.get_tensor_format_desc(name)
+        if any(word in layout.lower() for word in ("vectorized", "channel major", "dla")):
             raise errors.DataError(
-                f"I/O tensor {name}: memory format {engine.get_tensor_format(name).name} is not supported",
+                f"I/O tensor {name}: memory format {layout!r} is not supported",
                 "only linear tensors are",
                 "rebuild the plan without --inputIOFormats and --outputIOFormats",
             )

@@ -152,7 +152,12 @@ class GpuEngine:
                 self._shapes[name] = array.shape
             if not self._context.set_tensor_address(name, address):
                 raise self._failed(f"set_tensor_address({name})")
-        missing = self._context.infer_shapes()
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            why, _ = faults.explain_log([*self._log.errors] or [str(error)])
+            raise errors.DataError(f"the input shapes do not fit each other: {shapes}", why) from error
         if missing:
             raise errors.DataError(f"the engine still misses the shapes or values of {', '.join(missing)}")
 
@@ -199,6 +204,11 @@ class GpuEngine:
         return array if views else array.copy()
 
     def _failed(self, call: str) -> errors.EdgeappError:
+        for allocator in self._allocators.values():
+            if allocator.error is not None:
+                refused: errors.EdgeappError = allocator.error
+                allocator.error = None
+                return refused
         code = self._driver.context_code()
         if code != 0:
             return faults.from_cuda(RuntimeError(f"{call} failed"), code, "running the engine")
@@ -230,9 +240,14 @@ def _make_allocator(trt: Any, buffer: Buffer) -> Any:
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
             self.shape: Shape = ()
+            self.error: errors.EdgeappError | None = None
 
         def reallocate_output(self, _name: str, _memory: int, size: int, _alignment: int) -> int:
-            buffer.reserve_device(size)
+            try:
+                buffer.reserve_device(size)
+            except errors.EdgeappError as error:  # none may cross TensorRT's C++ code
+                self.error = error
+                return 0
             return buffer.address
 
         def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, _stream: int) -> int:

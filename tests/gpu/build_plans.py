@@ -1,11 +1,13 @@
 """Build the plans of the GPU tests and of the demo, with a full TensorRT 8.6 on a machine with a GPU.
 
     python tests/make_models.py MODELS
-    python tests/gpu/build_plans.py MODELS edgeapp/data/demo/model.onnx OUT
+    cp edgeapp/data/demo/model.onnx MODELS/demo.onnx
+    python tests/gpu/build_plans.py MODELS OUT [NAME ...]
 
-All plans but one are version compatible without the lean runtime inside, and hardware compatible with
-Ampere and newer, so that one file serves every such x86-64 machine. A plan that cannot be built is
-reported and left out; the exit code is then 1.
+Plans are version compatible without the lean runtime inside, and hardware compatible with Ampere and newer,
+so that one file serves every such x86-64 machine; two say otherwise. A plan that cannot be built is reported
+and left out; the exit code is then 1. resnet50 (224x224, random weights) is for the benchmark alone:
+export_resnet50.py writes its model, and neither file is kept here.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Wanted:
     profiles: list[dict[str, tuple[Shape, Shape, Shape]]] = field(default_factory=list)
     fp16: bool = False
     native: bool = False
+    any_gpu: bool = True
 
 
 def images(size: int, *batches: int) -> list[dict[str, tuple[Shape, Shape, Shape]]]:
@@ -52,9 +55,10 @@ WANTED = (
     Wanted("nonzero", "nonzero", [{"x": ((1,), (8,), (64,))}]),
     Wanted("dtypes", "dtypes", fp16=True),
     Wanted("yolov8", "yolov8", images(64, 1, 4, 8)),
-    Wanted("demo_fp32", "DEMO", images(416, 1, 8, 32)),
-    Wanted("demo_fp16", "DEMO", images(416, 1, 8, 32), fp16=True),
-    Wanted("demo_native", "DEMO", images(416, 1, 1, 4), native=True),
+    Wanted("demo_fp32", "demo", images(416, 1, 8, 32)),
+    Wanted("demo_fp16", "demo", images(416, 1, 8, 32), fp16=True),
+    Wanted("demo_native", "demo", images(416, 1, 1, 4), native=True),
+    Wanted("resnet50_fp16", "resnet50", images(224, 1, 8, 32), fp16=True, any_gpu=False),
 )
 
 
@@ -74,7 +78,8 @@ def build(wanted: Wanted, model: Path, logger: trt.ILogger) -> bytes | None:
     if not wanted.native:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if wanted.any_gpu:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     for shapes in wanted.profiles:
         profile = builder.create_optimization_profile()
         for tensor, (low, best, high) in shapes.items():
@@ -85,13 +90,15 @@ def build(wanted: Wanted, model: Path, logger: trt.ILogger) -> bytes | None:
 
 
 def main() -> int:
-    models, demo, out = (Path(word) for word in sys.argv[1:4])
+    models, out, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     out.mkdir(parents=True, exist_ok=True)
     logger = trt.Logger(trt.Logger.WARNING)
     failed = []
     for wanted in WANTED:
+        if names and wanted.name not in names:
+            continue
         started = time.monotonic()
-        plan = build(wanted, demo if wanted.model == "DEMO" else models / f"{wanted.model}.onnx", logger)
+        plan = build(wanted, models / f"{wanted.model}.onnx", logger)
         seconds = time.monotonic() - started
         if plan is None:
             failed.append(wanted.name)

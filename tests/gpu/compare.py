@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 
 import numpy as np
 
 PLANS = Path(__file__).parent / "plans"
+DEMO = Path(__file__).parents[2] / "edgeapp" / "data" / "demo"
+
+
+def unpacked(packed: Path, folder: Path) -> Path:
+    """A plan from its .xz file."""
+    plan = folder / packed.stem
+    if not plan.is_file():
+        plan.write_bytes(lzma.decompress(packed.read_bytes()))
+    return plan
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:

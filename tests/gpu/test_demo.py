@@ -10,11 +10,10 @@ from pathlib import Path
 
 import metrics
 import pytest
-from gpu.compare import PLANS
+from gpu.compare import DEMO, PLANS, unpacked
 from support import ROOT, Program
 
 SCENES = int(os.environ.get("EDGEAPP_SCENES", "400"))
-DATA = ROOT / "edgeapp" / "data" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mean_average_precision(edgeapp: Program, engine: Path, scenes: Path) -> float:
     done = edgeapp(
-        "--engine", engine, "--model-card", DATA / "model.json", "--input", scenes, "--score-threshold", "0.01",
+        "--engine", engine, "--model-card", DEMO / "model.json", "--input", scenes, "--score-threshold", "0.01",
         "--output", "r.jsonl", timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done
@@ -43,9 +42,9 @@ def mean_average_precision(edgeapp: Program, engine: Path, scenes: Path) -> floa
 @pytest.mark.timeout(1800)
 def test_plan_map_equals_cpu_reference(edgeapp: Program, scenes: Path) -> None:
     """mAP50 within 0.005 in float32 and 0.01 in float16 of ONNX Runtime on the CPU; at least 0.9."""
-    cpu = mean_average_precision(edgeapp, DATA / "model.onnx", scenes)
-    fp32 = mean_average_precision(edgeapp, PLANS / "demo_fp32.plan", scenes)
-    fp16 = mean_average_precision(edgeapp, PLANS / "demo_fp16.plan", scenes)
+    cpu = mean_average_precision(edgeapp, DEMO / "model.onnx", scenes)
+    fp32 = mean_average_precision(edgeapp, unpacked(PLANS / "demo_fp32.plan.xz", edgeapp.cwd), scenes)
+    fp16 = mean_average_precision(edgeapp, unpacked(DEMO / "model.plan.xz", edgeapp.cwd), scenes)
     print(f"mAP50 on {SCENES} scenes: CPU {cpu:.4f}, TensorRT float32 {fp32:.4f}, float16 {fp16:.4f}")
     assert cpu >= 0.9
     assert abs(fp32 - cpu) <= 0.005

@@ -9,7 +9,7 @@ from pathlib import Path
 import make_models
 import numpy as np
 import pytest
-from gpu.compare import PLANS, assert_equal
+from gpu.compare import PLANS, assert_equal, unpacked
 from PIL import Image
 from support import Program
 
@@ -164,7 +164,7 @@ def test_classifier_knows_colours(edgeapp: Program, tmp_path: Path) -> None:
 def test_native_plan_on_the_lean_runtime_is_refused_with_the_fix(edgeapp: Program, tmp_path: Path) -> None:
     """TensorRT's "Unexpected call to stub" becomes a cause and a command."""
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 416, 416), np.float32))
-    done = edgeapp("--engine", PLANS / "demo_native.plan", "--input", "x.npy")
+    done = edgeapp("--engine", unpacked(PLANS / "demo_native.plan.xz", tmp_path), "--input", "x.npy")
     assert done.returncode == 65, done
     assert "the lean runtime lacks a part" in done.stderr
     assert "--versionCompatible --excludeLeanRuntime" in done.stderr
