@@ -98,16 +98,27 @@ pip_install() { # pip_install VENV ARGUMENT...
 minor_of() { "$1/bin/python" -c 'import sys; print(sys.version_info.minor)'; }
 site_of() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; }
 
-# Prints a folder with cuda.h of the CUDA major that TensorRT needs: an installed toolkit's, else PyPI's.
-cuda_headers() { # cuda_headers VENV
-  local folder nvcc pins=CUDA_HEADERS_$CUDA
-  nvcc=$(command -v nvcc || true)
+# Prints the header folder of an installed CUDA toolkit, of the given major if one is given.
+toolkit_headers() { # toolkit_headers [MAJOR]
+  local folder nvcc
+  nvcc=$(readlink -f "$(command -v nvcc || true)" || true)
   for folder in "${CUDA_HOME:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda; do
-    if grep -qsE "^#define CUDA_VERSION ${CUDA}[0-9]{3}\b" "$folder/include/cuda.h"; then
+    if grep -qsE "^#define CUDA_VERSION ${1:-[1-9][0-9]}[0-9]{3}\b" "$folder/include/cuda.h" &&
+      [[ -f $folder/include/cudaProfiler.h ]]; then
       echo "$folder/include"
       return
     fi
   done
+}
+
+# Prints a folder with cuda.h of the CUDA major that TensorRT needs: an installed toolkit's, else PyPI's.
+cuda_headers() { # cuda_headers VENV
+  local folder pins=CUDA_HEADERS_$CUDA
+  folder=$(toolkit_headers "$CUDA")
+  if [[ -n $folder ]]; then
+    echo "$folder"
+    return
+  fi
   folder=$CACHE/cuda-headers-$CUDA
   # shellcheck disable=SC2086 # a list
   pip_install "$1" --upgrade --target "$folder" ${!pins}
@@ -172,37 +183,73 @@ with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
 PY
 }
 
+# Makes the TensorRT packages of the host's Python visible in the virtual environment, and nothing else of it.
+link_host_tensorrt() { # link_host_tensorrt PYTHON VENV
+  run "$1" - "$(site_of "$2")" <<'PY'
+import pathlib, sys
+from importlib.util import find_spec
+
+for name in ("tensorrt", "tensorrt_bindings", "tensorrt_libs"):
+    if spec := find_spec(name):
+        pathlib.Path(sys.argv[1], name).symlink_to(pathlib.Path(spec.origin).parent)
+PY
+}
+
+# EDGEAPP_CUDA_STUBS=DIR, for tests only: its libcublas, libcublasLt and libcudnn in place of 1.1 GB of wheels.
+# They are stand-ins: what is frozen with them can be looked at and started, and not relied upon.
+install_stubs() { # install_stubs VENV
+  local site
+  site=$(site_of "$1")
+  mkdir -p "$site/nvidia/cublas/lib" "$site/nvidia/cudnn/lib"
+  run cp "$EDGEAPP_CUDA_STUBS"/libcublas*.so.* "$site/nvidia/cublas/lib"
+  run cp "$EDGEAPP_CUDA_STUBS"/libcudnn*.so.* "$site/nvidia/cudnn/lib"
+}
+
 # make_venv PYTHON VENV FLAVOUR: makes it anew when a pin or the Python has changed, else leaves it alone.
 make_venv() {
   local python=$1 venv=$2 flavour=$3 lists=(hooks/requirements.txt hooks/requirements-dev.txt) list wanted wheel
-  [[ ! -f hooks/requirements-$flavour.txt ]] || lists+=("hooks/requirements-$flavour.txt")
-  wanted=$(cat "${lists[@]}" <("$python" -VV) - <<<"$python $PYCUDA $LEAN8 $CUDA_HEADERS_12 $CUDA_HEADERS_13" | sha256sum)
+  [[ $flavour == system ]] || lists+=("hooks/requirements-$flavour.txt")
+  wanted=$(cat "${lists[@]}" <("$python" -VV) - <<<"$python $PYCUDA $LEAN8 $CUDA_HEADERS_12 $CUDA_HEADERS_13 ${EDGEAPP_CUDA_STUBS:-}" | sha256sum)
   if [[ $(cat "$venv/made-from" 2>/dev/null) == "$wanted" ]]; then
     return
   fi
   say "setup: ${venv#"$ROOT/"} with $("$python" -V)"
   run "$python" -m venv --clear "$venv"
-  local arguments=()
   for list in "${lists[@]}"; do
-    arguments+=(-r "$list")
+    if [[ $flavour == full && -n ${EDGEAPP_CUDA_STUBS:-} ]]; then
+      pip_install "$venv" -r <(grep -vE '^nvidia-(cublas|cudnn)' "$list")
+    else
+      pip_install "$venv" -r "$list"
+    fi
   done
-  pip_install "$venv" "${arguments[@]}"
   wheel=$(pycuda_wheel "$venv")
   pip_install "$venv" --no-index "$wheel"
-  [[ $flavour != lean || $MACHINE != x86_64 ]] || install_lean8 "$venv"
+  case $flavour-$MACHINE-${EDGEAPP_CUDA_STUBS:+stubs} in
+    lean-x86_64-*) install_lean8 "$venv" ;;
+    full-*-stubs) install_stubs "$venv" ;;
+    system-*) link_host_tensorrt "$python" "$venv" ;;
+  esac
   echo "$wanted" >"$venv/made-from"
 }
 
-setup() { # setup [FLAVOUR]: sets VENV
+setup() { # setup [FLAVOUR]: sets VENV, and for system CUDA
   local flavour=${1:-lean} minor=''
   [[ $flavour != full ]] || minor=10 # tensorrt 8.6.0, the newest full one on PyPI, stops at Python 3.10
   find_python $minor
   [[ -n $PYTHON_FOUND ]] || die $EX_UNAVAILABLE "cannot find a Python to build with" \
-    "${PYTHON_LACKS:-${PYTHON:+$PYTHON does not run, or }none is Python 3.${minor:-10 to 3.13}}" \
+    "${PYTHON_LACKS:-${PYTHON:-none found} is no Python 3.${minor:-10 to 3.13}}" \
     "sudo apt-get install python3-venv python3-dev g++ binutils, or name one: PYTHON=/path/to/python3 ./build.sh"
   minor=$("$PYTHON_FOUND" -c 'import sys; print(sys.version_info.minor)')
   VENV=$ROOT/build/venv-3.$minor
   [[ $flavour == lean ]] || VENV=$ROOT/build/venv-$flavour-3.$minor
+  if [[ $flavour == system ]]; then
+    "$PYTHON_FOUND" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("tensorrt"))' ||
+      die $EX_UNAVAILABLE "cannot find TensorRT" "$PYTHON_FOUND has no package tensorrt to bundle" \
+        "sudo apt-get install python3-libnvinfer (JetPack, CUDA repository), or PYTHON=/path/to/one/that/has/it"
+    local headers
+    headers=$(toolkit_headers)
+    [[ -z $headers ]] || CUDA=$(sed -nE 's/^#define CUDA_VERSION ([0-9]+)[0-9]{3}\b.*/\1/p' "$headers/cuda.h")
+  fi
   make_venv "$PYTHON_FOUND" "$VENV" "$flavour"
 }
 
@@ -246,12 +293,15 @@ freeze() {
   FLAVOUR=lean BUILDER=0
   while (($#)); do
     case $1 in
-      --tensorrt) FLAVOUR=${2:-} && shift ;;
+      --tensorrt)
+        shift
+        FLAVOUR=${1:-none}
+        ;;
       --tensorrt=*) FLAVOUR=${1#*=} ;;
       --with-builder) BUILDER=1 ;;
       *) usage "freeze does not know $1" ;;
     esac
-    shift
+    shift $(($# > 0))
   done
   case $FLAVOUR$BUILDER in
     lean0 | system? | full?) ;;
@@ -358,11 +408,15 @@ usage() { # usage WHAT
   exit $EX_USAGE
 }
 
-verb=${1:-}
-(($# == 0)) || shift
-case $verb in
-  '') smoke ;;
-  test) test_ "$@" ;;
-  setup | freeze | demo | smoke | matrix | lint | check | clean | help) "$verb" "$@" ;;
-  *) usage "no verb $verb" ;;
-esac
+main() {
+  local verb=${1:-}
+  (($# == 0)) || shift
+  case $verb in
+    '') smoke ;;
+    test) test_ "$@" ;;
+    setup | freeze | demo | smoke | matrix | lint | check | clean | help) "$verb" "$@" ;;
+    *) usage "no verb $verb" ;;
+  esac
+}
+
+main "$@"; exit # on one line, so that an edit of this file does not reach a run that has begun

@@ -50,6 +50,15 @@ def bundle(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def lean_bundle(bundle: Path) -> Path:
+    """The same, for what holds of the lean program only."""
+    flavour = json.loads((bundle / "build.json").read_text())["tensorrt"]
+    if flavour != "lean":
+        pytest.skip(f"built with TensorRT {flavour}")
+    return bundle
+
+
 def files_of(bundle: Path) -> list[Path]:
     return sorted(path for path in bundle.rglob("*") if path.is_file())
 
@@ -70,9 +79,9 @@ def neutral(name: str) -> str:
     return re.sub(r"\.so(\.\d+)+$", ".so", name)
 
 
-def test_libraries_of_the_bundle_are_those_of_the_list(bundle: Path) -> None:
+def test_libraries_of_the_bundle_are_those_of_the_list(lean_bundle: Path) -> None:
     """Exactly the listed libraries travel: a new one is a decision, and so is one that is gone."""
-    found = {neutral(str(path.relative_to(bundle))) for path in libraries_of(bundle)}
+    found = {neutral(str(path.relative_to(lean_bundle))) for path in libraries_of(lean_bundle)}
     standard = {name for name in found if name.startswith("python3/lib-dynload/")}
     assert {Path(name).stem for name in standard} <= sys.stdlib_module_names
     listed = lines_of(HERE / "bundled_libraries.txt")
@@ -151,12 +160,12 @@ def test_data_of_the_source_tree_travels_whole(bundle: Path) -> None:
         assert (bundle / "edgeapp/data" / file).read_bytes() == (source / file).read_bytes(), file
 
 
-def test_build_facts_name_the_runtime_that_travels(bundle: Path) -> None:
+def test_build_facts_name_the_runtime_that_travels(lean_bundle: Path) -> None:
     """The program learns from build.json which TensorRT it carries."""
-    facts = json.loads((bundle / "build.json").read_text())
+    facts = json.loads((lean_bundle / "build.json").read_text())
     assert facts["edgeapp"] == edgeapp.__version__
     assert facts["tensorrt"] == "lean"
-    assert (bundle / "tensorrt_lean_libs" / "libnvinfer_lean.so.10").is_file()
+    assert (lean_bundle / "tensorrt_lean_libs" / "libnvinfer_lean.so.10").is_file()
     assert facts["tensorrt_version"] == "10.16.1.11"
 
 
@@ -170,7 +179,7 @@ def test_build_facts_name_the_runtime_that_travels(bundle: Path) -> None:
         ("nvidia-cuda-runtime-cu12", "NVIDIA"),
     ],
 )
-def test_licence_of_what_travels_is_in_the_bundle(bundle: Path, folder: str, words: str) -> None:
+def test_licence_of_what_travels_is_in_the_bundle(lean_bundle: Path, folder: str, words: str) -> None:
     """Most licences ask that their text goes with the copy."""
-    texts = [path.read_text("utf-8") for path in files_of(bundle / "licences" / folder)]
+    texts = [path.read_text("utf-8") for path in files_of(lean_bundle / "licences" / folder)]
     assert any(words in text for text in texts)
