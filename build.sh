@@ -313,7 +313,8 @@ freeze() {
   local name=edgeapp work=$ROOT/build/freeze-$FLAVOUR wanted
   [[ $FLAVOUR == lean ]] || name=edgeapp-$FLAVOUR
   wanted=$(made_from "$FLAVOUR" "$BUILDER")
-  if [[ -f dist/$name && $(cat "$work/made-from" 2>/dev/null) == "$wanted" ]]; then
+  # What the host brings can change unseen: system is always made anew.
+  if [[ $FLAVOUR != system && -f dist/$name && $(cat "$work/made-from" 2>/dev/null) == "$wanted" ]]; then
     return
   fi
   say "freeze: dist/$name"
