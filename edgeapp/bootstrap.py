@@ -192,7 +192,9 @@ class Bootstrap:
         from edgeapp.gpu.infer import GpuEngine
 
         name = f"TensorRT {self._choice.name.removeprefix('TensorRT ')} on {self._device.name()}"
-        self.ready = GpuEngine(self._trt, self._engine, self._context, self._log, self._driver, name)
+        self.ready = GpuEngine(
+            self._trt, self._engine, self._context, self._log, self._driver, name=name, guest=bool(self._choice.guest)
+        )
         self._on_exit("buffers", self.ready.close)
         self.ready.reserve()
 

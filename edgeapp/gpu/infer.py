@@ -39,13 +39,17 @@ class GpuEngine:
         engine, context: ICudaEngine and an IExecutionContext of its own.
         log: the logger of their runtime.
         name: for messages, "TensorRT lean 8.6.0 on NVIDIA H200".
+        guest: the engine belongs to a runtime of an older major version inside the bindings'.
 
     Attributes:
         inputs, outputs: the engine's I/O tensors.
     """
 
-    def __init__(self, trt: Any, engine: Any, context: Any, log: Any, driver: Driver, name: str) -> None:
+    def __init__(
+        self, trt: Any, engine: Any, context: Any, log: Any, driver: Driver, *, name: str, guest: bool
+    ) -> None:
         self.name = name
+        self._guest = guest
         self._trt = trt
         self._engine = engine
         self._context = context
@@ -60,6 +64,7 @@ class GpuEngine:
         self._on_host = {spec.name for spec in specs if engine.is_shape_inference_io(spec.name)}
         self._allocators: dict[str, Any] = {}
         self._shapes: dict[str, Shape] = {}
+        self._settled: dict[str, Shape | None] | None = None
 
     def reserve(self) -> None:
         """Allocate the buffers of every tensor whose size is known before the first run."""
@@ -89,10 +94,20 @@ class GpuEngine:
         for spec in self.inputs:
             check_shape(tensors[spec.name], spec)
             arrays[spec.name] = convert(tensors[spec.name], spec, HOST_DTYPES)
-        self._use_profile(self._fitting_profile(arrays))
         try:
-            self._set_inputs(arrays)
-            shapes = self._set_outputs()
+            if (
+                self._settled is None
+                or self._on_host
+                or any(self._shapes[n] != array.shape for n, array in arrays.items())
+            ):
+                self._settled = None
+                self._use_profile(self._fitting_profile(arrays))
+                self._set_inputs(arrays)
+                self._settled = self._set_outputs()
+            assert self._settled is not None
+            shapes = dict(self._settled)
+            for name, array in arrays.items():
+                self._fill(name, array)
             self._log.errors.clear()
             if not self._context.execute_async_v3(self._stream.handle):
                 raise self._failed("execute_async_v3")
@@ -136,20 +151,24 @@ class GpuEngine:
         self._profile = profile
         self._shapes.clear()  # a profile change forgets the input shapes
 
+    def _fill(self, name: str, array: NDArray[Any]) -> None:
+        """Put the values of one input where TensorRT reads them: shape tensors on the host."""
+        if name in self._on_host:
+            np.copyto(self._buffers[name].host(array.shape, array.dtype), array)
+        else:
+            self._buffers[name].upload(array, self._stream)
+
     def _set_inputs(self, arrays: Tensors) -> None:
+        """Give every input its shape and its address."""
         for name, array in arrays.items():
             buffer = self._buffers[name]
             buffer.reserve(array.nbytes)
-            if name in self._on_host:  # TensorRT reads shape tensors on the host
-                np.copyto(buffer.host(array.shape, array.dtype), array)
-                address = buffer.host_address
-            else:
-                buffer.upload(array, self._stream)
-                address = buffer.address
-            if self._shapes.get(name) != array.shape:
-                if not self._context.set_input_shape(name, array.shape):
-                    raise self._failed(f"set_input_shape({name}, {array.shape})")
-                self._shapes[name] = array.shape
+            if name in self._on_host:
+                self._fill(name, array)  # the shapes that follow depend on the values
+            address = buffer.host_address if name in self._on_host else buffer.address
+            if not self._context.set_input_shape(name, array.shape):
+                raise self._failed(f"set_input_shape({name}, {array.shape})")
+            self._shapes[name] = array.shape
             if not self._context.set_tensor_address(name, address):
                 raise self._failed(f"set_tensor_address({name})")
         try:
@@ -168,6 +187,13 @@ class GpuEngine:
             shape = tuple(self._context.get_tensor_shape(spec.name))
             buffer = self._buffers[spec.name]
             if -1 in shape:
+                if self._guest:
+                    # Measured: an IOutputAllocator of the 10.16 bindings crashes a lean 8.6 engine.
+                    raise errors.DataError(
+                        f"output tensor {spec.name}: its shape depends on the values of the inputs",
+                        "the runtime of TensorRT 8.6 inside this program cannot give such outputs",
+                        "rebuild the plan with TensorRT 10, or freeze edgeapp with --tensorrt full",
+                    )
                 if spec.name not in self._allocators:
                     self._allocators[spec.name] = _make_allocator(self._trt, buffer)
                 if not self._context.set_output_allocator(spec.name, self._allocators[spec.name]):

@@ -64,10 +64,7 @@ def catalogue() -> tuple[Runtime, ...]:
         return tuple(r for r in LEAN if all((root / file).is_file() for file in (*r.libraries, r.guest)))
     version = tuple(int(n) for n in built["tensorrt_version"].split(".")[:3])
     major, minor, patch = version[0], version[1], version[2]
-    # The pip package has its libraries in its folder; a system's TensorRT is found by the loader.
-    libraries = tuple(
-        f"tensorrt/{file.name}" for file in sorted((paths.library_root() / "tensorrt").glob("libnvinfer.so.*"))
-    )
+    libraries = tuple(built.get("libraries", "").split())
     oldest = (8, 6, 0) if major == 8 and minor >= 6 else (major, 0, 0)
     return (
         Runtime(

@@ -23,6 +23,22 @@ def tensor(tmp_path: Path) -> Path:
     return path
 
 
+def start_long(edgeapp: Program, tensor: Path) -> subprocess.Popen[bytes]:
+    """A run that would last for minutes."""
+    listed = edgeapp.cwd / "list.txt"
+    listed.write_text(f"{tensor}\n" * 1_000_000)
+    with listed.open("rb") as file:
+        return edgeapp.start(
+            "--engine",
+            PLANS / "conv.plan",
+            "--input",
+            "-",
+            stdin=file,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+
 def test_context_exists_before_tensorrt(edgeapp: Program, tensor: Path) -> None:
     """The start takes its steps in the order of the bootstrap and undoes them in reverse."""
     done = edgeapp("--engine", PLANS / "conv.plan", "--input", tensor, "--startup-trace", "--debug")
@@ -53,10 +69,7 @@ def test_signal_at_any_time_ends_the_process(
 ) -> None:
     """In the start or in the middle of the work: the process ends by the signal, without an abort, and the
     next one works."""
-    child = edgeapp.start(
-        "--engine", PLANS / "conv.plan", "--input", *[tensor] * 100_000, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
+    child = start_long(edgeapp, tensor)
     time.sleep(after_s)
     child.send_signal(number)
     _, talk = child.communicate(timeout=30)
@@ -93,12 +106,9 @@ def test_gpu_memory_is_given_back(edgeapp: Program, tensor: Path) -> None:
 
     before = used()
     for number in (signal.SIGTERM, signal.SIGKILL):
-        child = edgeapp.start(
-            "--engine", PLANS / "conv.plan", "--input", *[tensor] * 100_000, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        child = start_long(edgeapp, tensor)
         time.sleep(2.5)
         child.send_signal(number)
-        child.wait(timeout=30)
+        child.communicate(timeout=30)
     time.sleep(1)
     assert used() <= before + 16
