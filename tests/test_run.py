@@ -407,6 +407,24 @@ def test_signal_ends_the_run_in_order(
     assert not list(tmp_path.glob("out.npz*"))
 
 
+def test_killed_program_leaves_no_process_behind(program: Program, models: Path, picture: Path) -> None:
+    """After SIGKILL nothing works on unseen: the pipes close at once, also those of a child."""
+    child = program.start(
+        "--engine", models / "classifier.onnx", "--input", "-", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(os.fsencode(picture) + b"\n")
+    child.stdin.flush()
+    assert child.stdout.readline()
+    child.kill()
+    rest = child.stdout.read()  # returns when the last process that writes here is gone
+    child.stdin.close()
+    child.stdout.close()
+    assert child.wait(timeout=10) == -signal.SIGKILL
+    assert rest == b""
+
+
 def test_reader_that_goes_away_is_no_error_message(program: Program, models: Path, picture: Path) -> None:
     """`edgeapp ... | head -1` ends quietly."""
     command = " ".join(
