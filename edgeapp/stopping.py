@@ -31,6 +31,12 @@ def end_with_parent() -> None:
         import ctypes  # late: 10 ms, and only the onefile program needs it
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        try:
+            parent = os.readlink(f"/proc/{os.getppid()}/exe")
+        except OSError:  # no /proc: then nobody can tell
+            return
+        if parent != os.path.realpath(sys.executable):  # it died before the kernel was told
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Stop:

@@ -43,6 +43,8 @@ def test_native_plan_runs_and_equals_the_cpu(full: Program, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["multi_io", "nonzero"])
-def test_version_compatible_plans_run_too(full: Program, edgeapp: Program, models: Path, tmp_path: Path, name: str) -> None:
+def test_version_compatible_plans_run_too(
+    full: Program, edgeapp: Program, models: Path, tmp_path: Path, name: str
+) -> None:
     """Among them one whose output has another length each time."""
     compare_with_onnx(full, edgeapp, models, tmp_path, name)

@@ -62,22 +62,43 @@ def test_many_starts_end_well(edgeapp: Program, tensor: Path) -> None:
     assert not bad, bad[:3]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("after_s", [0.3, 0.8, 1.5, 2.5])
-def test_signal_at_any_time_ends_the_process(
-    edgeapp: Program, tensor: Path, tmp_path: Path, number: signal.Signals, after_s: float
-) -> None:
-    """In the start or in the middle of the work: the process ends by the signal, without an abort, and the
-    next one works."""
-    child = start_long(edgeapp, tensor)
-    time.sleep(after_s)
-    child.send_signal(number)
-    _, talk = child.communicate(timeout=30)
+def assert_ends(edgeapp: Program, tensor: Path, child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """The process ends by the signal, without an abort, and the next one works."""
+    with child:
+        child.send_signal(number)
+        try:
+            _, talk = child.communicate(timeout=30)
+        finally:
+            child.kill()
     assert child.returncode == -number, talk
     assert b"context stack" not in talk
     assert b"Traceback" not in talk
     again = edgeapp("--engine", PLANS / "conv.plan", "--input", tensor)
     assert again.returncode == 0, again
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("after_s", [0.2, 0.6, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5])
+def test_signal_at_any_time_ends_the_process(
+    edgeapp: Program, tensor: Path, number: signal.Signals, after_s: float
+) -> None:
+    """While onefile unpacks, in the bootstrap or in the work."""
+    child = start_long(edgeapp, tensor)
+    time.sleep(after_s)
+    assert_ends(edgeapp, tensor, child, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_signal_in_the_middle_of_the_work_ends_the_process(
+    edgeapp: Program, tensor: Path, number: signal.Signals
+) -> None:
+    """When results come already."""
+    child = start_long(edgeapp, tensor)
+    results = edgeapp.cwd / "r.jsonl"
+    deadline = time.monotonic() + 60
+    while not (results.is_file() and results.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert_ends(edgeapp, tensor, child, number)
 
 
 def test_no_visible_gpu_is_told(edgeapp: Program, tensor: Path) -> None:
@@ -106,9 +127,9 @@ def test_gpu_memory_is_given_back(edgeapp: Program, tensor: Path) -> None:
 
     before = used()
     for number in (signal.SIGTERM, signal.SIGKILL):
-        child = start_long(edgeapp, tensor)
-        time.sleep(2.5)
-        child.send_signal(number)
-        child.communicate(timeout=30)
+        with start_long(edgeapp, tensor) as child:
+            time.sleep(2.5)
+            child.send_signal(number)
+            child.communicate(timeout=30)
     time.sleep(1)
     assert used() <= before + 16
