@@ -269,39 +269,44 @@ def nms(
     moved = boxes[order].astype(np.float64)
     span = float(moved.max() - moved.min()) + 1.0
     moved += (classes[order] * span)[:, None]
-    areas = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
+    sides = np.ascontiguousarray(moved.T)
+    # IoU > t means shared > t / (1 + t) * (area + other area): no division for every pair.
+    share = iou_threshold / (1.0 + iou_threshold) * (sides[2] - sides[0]) * (sides[3] - sides[1])
 
     kept: list[int] = []
     alive = np.arange(order.size)
     while alive.size and len(kept) < max_detections:
-        block = alive[:NMS_BLOCK]
-        overlap = _iou(moved, areas, block, alive) > iou_threshold
-        inside = overlap[:, : block.size]
+        block, rest = alive[:NMS_BLOCK], alive[NMS_BLOCK:]
+        inside = _overlaps(sides, share, block, block)
         chosen: list[int] = []
         dropped = np.zeros(block.size, bool)
         for i in range(block.size):
             if not dropped[i]:
                 chosen.append(i)
                 dropped |= inside[i]
-        kept.extend(block[chosen].tolist())
-        rest = ~overlap[chosen, block.size :].any(0)
-        alive = alive[block.size :][rest]
+        best = block[chosen]
+        kept.extend(best.tolist())
+        if rest.size:
+            rest = rest[~_overlaps(sides, share, best, rest).any(0)]
+        alive = rest
     return order[kept[:max_detections]]
 
 
-def _iou(
-    boxes: NDArray[np.float64],
-    areas: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Intersection over union of every box of `rows` with every box of `columns`."""
-    a, b = boxes[rows][:, None], boxes[columns][None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    shared = np.clip(sides, 0, None).prod(2)
-    union = areas[rows][:, None] + areas[columns][None] - shared
-    overlap: NDArray[np.float64] = shared / np.maximum(union, 1e-12)
-    return overlap
+def _overlaps(
+    sides: NDArray[np.float64], share: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether each box of `rows` overlaps each of `columns` by more than the threshold in `share`."""
+    x0, y0, x1, y1 = sides[:, columns]
+    a0, b0, a1, b1 = sides[:, rows, None]
+    width = np.minimum(a1, x1)
+    width -= np.maximum(a0, x0)
+    height = np.minimum(b1, y1)
+    height -= np.maximum(b0, y0)
+    np.maximum(width, 0, out=width)
+    np.maximum(height, 0, out=height)
+    width *= height
+    result: NDArray[np.bool_] = width > share[rows, None] + share[columns]
+    return result
 
 
 def to_picture(boxes: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.float64]:
