@@ -2,6 +2,7 @@
 # From a clone to dist/edgeapp: one file with Python, TensorRT and all the rest inside.
 # Each verb is a function; `./build.sh help` lists them.
 set -euo pipefail
+shopt -s inherit_errexit # a failure inside $(...) ends the build too
 cd "$(dirname "${BASH_SOURCE[0]}")"
 ROOT=$PWD
 
@@ -209,7 +210,8 @@ install_stubs() { # install_stubs VENV
 make_venv() {
   local python=$1 venv=$2 flavour=$3 lists=(hooks/requirements.txt hooks/requirements-dev.txt) list wanted wheel
   [[ $flavour == system ]] || lists+=("hooks/requirements-$flavour.txt")
-  wanted=$(cat "${lists[@]}" <("$python" -VV) - <<<"$python $PYCUDA $LEAN8 $CUDA_HEADERS_12 $CUDA_HEADERS_13 ${EDGEAPP_CUDA_STUBS:-}" | sha256sum)
+  local pins="$PYCUDA $LEAN8 $CUDA_HEADERS_12 $CUDA_HEADERS_13 ${EDGEAPP_CUDA_STUBS:-}"
+  wanted=$({ cat "${lists[@]}" && "$python" -VV && echo "$python" "$pins"; } | sha256sum)
   if [[ $(cat "$venv/made-from" 2>/dev/null) == "$wanted" ]]; then
     return
   fi
@@ -279,7 +281,8 @@ freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK
     die 70 "PyInstaller failed" "see above" "see above"
   bad=$(grep -E 'WARNING: Library not found|ERROR: ' "$work/log" || true)
   # A module that edgeapp itself imports and that did not travel: left out on purpose, or missing here.
-  bad+=$(grep -E '^(missing|excluded) module named .* imported by .*\bedgeapp\b' "$work/edgeapp/warn-edgeapp.txt" || true)
+  bad+=$(grep -E '^(missing|excluded) module named .* imported by .*\bedgeapp\b' \
+    "$work/edgeapp/warn-edgeapp.txt" || true)
   [[ -z $bad ]] || die 70 "the frozen program would be incomplete" "$bad" "install it, or name it in edgeapp.spec"
 }
 
@@ -366,8 +369,9 @@ lint() {
   run "$VENV/bin/ruff" format --check .
   # Nobody, not even edgeapp/gpu, whose freedom to import pycuda would hide it above: autoinit makes a second
   # CUDA context beside the one that TensorRT uses, compiler needs nvcc on the target.
-  run "$VENV/bin/ruff" check --select TID251 --config 'lint.per-file-ignores = {}' --config \
-    'lint.flake8-tidy-imports.banned-api = {"pycuda.autoinit".msg = "makes a second context", "pycuda.compiler".msg = "needs nvcc"}' .
+  local banned='{"pycuda.autoinit".msg = "makes a second context", "pycuda.compiler".msg = "needs nvcc"}'
+  run "$VENV/bin/ruff" check --select TID251 --config 'lint.per-file-ignores = {}' \
+    --config "lint.flake8-tidy-imports.banned-api = $banned" .
   run "$VENV/bin/mypy"
 }
 
