@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class CpuEngine:
     """
 
     def __init__(self, path: str) -> None:
+        # Since 1.31 ONNX Runtime for Linux writes a session file into TMPDIR and reports to its maker.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime as ort  # late: 0.1 s, and only CPU runs need it
 
         options = ort.SessionOptions()

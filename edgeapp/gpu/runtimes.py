@@ -61,7 +61,7 @@ def catalogue() -> tuple[Runtime, ...]:
     built = flavour()
     root = paths.library_root()
     if built["tensorrt"] == "lean":
-        return tuple(r for r in LEAN if all((root / file).is_file() for file in (*r.libraries, r.guest)))
+        return tuple(r for r in LEAN if all((root / file).is_file() for file in (*r.libraries, r.guest) if file))
     version = tuple(int(n) for n in built["tensorrt_version"].split(".")[:3])
     major, minor, patch = version[0], version[1], version[2]
     libraries = tuple(built.get("libraries", "").split())
