@@ -380,7 +380,7 @@ def test_terminal_shows_a_bar_and_pipes_do_not(source_program: Program, models: 
         assert done.returncode == 1
         assert re.search(rb"\d/6", seen), seen
         assert (b"\x1b[1;31m" in seen) != no_color
-    assert b"/6" not in source_program(*run[len(source_program.command) :]).stderr.encode()
+    assert "\x1b" not in source_program(*run[len(source_program.command) :]).stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
