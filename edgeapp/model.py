@@ -206,7 +206,8 @@ def complete(
                 )
         else:
             guess("color_order", "GRAY" if channels == 1 else "RGB")
-            values.setdefault("size_wh", _guess_size(picture, hw))
+            if "size_wh" not in values:
+                values["size_wh"] = _guess_size(picture, hw)
             _check_size(values["size_wh"], picture, hw)
             if picture.dtype.startswith("float") or picture.dtype == "bfloat16":
                 classify = values["task"] == "classify" and values["color_order"] != "GRAY"

@@ -92,6 +92,14 @@ def numbers(text: str) -> list[float]:
     return values
 
 
+def divisors(text: str) -> list[float]:
+    """One number or three, all above zero."""
+    values = numbers(text)
+    if min(values) <= 0:
+        raise ValueError("numbers above zero are wanted")
+    return values
+
+
 def size_wh(text: str) -> list[int]:
     """WIDTHxHEIGHT in pixels, or one number for a square."""
     parts = text.lower().split("x")
@@ -141,7 +149,7 @@ OPTIONS = (
     Option("scale", "tensor = (pixel * scale - mean) / std; 1/255 is understood", number(1e-9, 1e9), "F",
            card=True, group=CARD),
     Option("mean", "one number, or three for the channels", numbers, "F[,F,F]", card=True, group=CARD),
-    Option("std", "one number, or three for the channels", numbers, "F[,F,F]", card=True, group=CARD),
+    Option("std", "one number, or three for the channels", divisors, "F[,F,F]", card=True, group=CARD),
     Option("pad_value", "grey of the letterbox's border", integer(0, 255), "N", card=True, group=CARD),
     Option("head", "detector output: yolov8, yolov5, yolox, end2end or nms",
            choice("yolov8", "yolov5", "yolox", "end2end", "nms"), "HEAD", card=True, group=CARD),

@@ -275,6 +275,8 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "flag without value": (["--engine"], "expected one argument"),
     "size that is none": (["--size-wh", "axb"], "a whole number is wanted"),
     "unknown ending": (["--engine", "ENGINE", "--input", "good.jpg", "--output", "x.txt"], "unknown ending '.txt'"),
+    "divisor of zero": (["--std", "1,0,1"], "numbers above zero are wanted"),
+    "one output twice": (["--engine", "ENGINE", "--input", "good.jpg", "--output", "r.csv", "r.csv"], "is given twice"),
     "name with newline": (["a\nb"], r"unknown command a\nb"),
 }
 

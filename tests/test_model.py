@@ -129,6 +129,7 @@ def test_complete_free_size_uses_profile_or_asks() -> None:
     with pytest.raises(errors.ConfigurationError) as caught:
         model.complete({}, (free,), (LOGITS,))
     assert "--size-wh" in caught.value.fix
+    assert model.complete({"size_wh": [96, 32]}, (free,), (LOGITS,))[0].size_wh == (96, 32)
 
 
 def test_complete_wrong_size_is_refused() -> None:

@@ -33,6 +33,9 @@ def open_sinks(outputs: tuple[str, ...], save: str | None, *, many_inputs: bool,
         UsageError: an unknown ending. CannotWriteError, NotPermittedError: it cannot be created.
     """
     sinks: list[Sink] = []
+    for output in outputs:
+        if outputs.count(output) > 1:
+            raise errors.UsageError(f"--output {paths.printable(output)} is given twice", "", "give it once")
     for output in outputs or ("-",):
         suffix = PurePath(output).suffix.lower()
         if output == "-":
