@@ -241,9 +241,28 @@ def test_save_draws_on_a_copy(program: Program, models: Path, picture: Path, tmp
 def test_save_never_overwrites_an_input(source_program: Program, models: Path, picture: Path, tmp_path: Path) -> None:
     """--save into the folder of the inputs is refused before a pixel is lost."""
     before = picture.read_bytes()
-    done = source_program("--engine", models / "ultralytics.onnx", "--input", picture, "--save", tmp_path)
-    assert done.returncode == 64
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "picture.jpg").write_bytes(b"not a picture")
+    run = ("--engine", models / "ultralytics.onnx", "--input", picture, "other/picture.jpg", "--save")
+    for folder in (tmp_path, "other", "."):
+        done = source_program(*run, folder)
+        assert done.returncode == 64, done
     assert picture.read_bytes() == before
+    assert (tmp_path / "other" / "picture.jpg").read_bytes() == b"not a picture"
+
+
+def test_output_never_overwrites_card_or_labels(
+    source_program: Program, models: Path, picture: Path, tmp_path: Path
+) -> None:
+    """Neither the card that was found beside the engine nor the file of labels."""
+    (tmp_path / "m.onnx").write_bytes((models / "classifier.onnx").read_bytes())
+    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "labels.csv").write_text("a\nb\nc\nd\ne\n")
+    run = ("--engine", "m.onnx", "--input", picture, "--labels", "labels.csv", "--output")
+    for name in ("model.json", "labels.csv"):
+        before = (tmp_path / name).read_text()
+        assert source_program(*run, name).returncode == 64
+        assert (tmp_path / name).read_text() == before
 
 
 @pytest.mark.parametrize("victim", ["engine", "input"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -158,16 +159,22 @@ def _batch(wanted: int | None, inputs: Sequence[TensorSpec]) -> tuple[int, int]:
 
 
 def _protect(settings: Settings, source: FileSource) -> None:
-    """Refuse outputs that would overwrite the engine, the card or an input."""
+    """Refuse outputs that would overwrite the engine, the card, the labels or an input."""
+    from edgeapp.model import find_card
     from edgeapp.sources.files import same_file
 
     assert settings.engine is not None
-    known = [
-        settings.engine,
-        *([settings.model_card] if settings.model_card else []),
-        *source.paths,
-    ]
+    cards = (settings.model_card, find_card(settings.engine), settings.card.get("labels"))
+    known = [settings.engine, *filter(None, cards), *source.paths]
     for output in settings.output:
         for name in known if output != "-" else ():
             if same_file(output, name):
                 raise errors.UsageError(f"--output would overwrite {paths.printable(name)}", "", "name another file")
+    if settings.save is not None:
+        for folder in {os.path.dirname(name) or "." for name in source.paths}:
+            if same_file(settings.save, folder):
+                raise errors.UsageError(
+                    f"--save {paths.printable(settings.save)} is a folder of inputs",
+                    "annotated pictures would take their places",
+                    "name another folder",
+                )
