@@ -133,7 +133,7 @@ def tensor_specs(trt: Any, engine: Any) -> tuple[TensorSpec, ...]:
         kind = engine.get_tensor_dtype(name).name
         if kind not in DTYPES:
             raise errors.DataError(f"I/O tensor {name}: dtype {kind} is not supported", "", "build it with another")
-        # The lean bindings lack the enum TensorFormat (10.16, 11.4), so the description has to do.
+        # The lean bindings (10.16) lack the enum TensorFormat, so the description has to do.
         layout = engine.get_tensor_format_desc(name)
         if any(word in layout.lower() for word in ("vectorized", "channel major", "dla")):
             raise errors.DataError(
