@@ -14,6 +14,9 @@ LEAN8=8.6.0 # the only lean 8.x on PyPI; it serves plans of TensorRT 8.6.0
 # that r535, TensorRT's own floor for CUDA 12, does not have.
 CUDA_HEADERS_12="nvidia-cuda-runtime-cu12==12.2.140 nvidia-cuda-profiler-api-cu12==12.2.140"
 CUDA_HEADERS_13="nvidia-cuda-runtime==13.0.96 nvidia-cuda-profiler-api==13.0.85"
+# zstd 1.5.7 as one C file: of this sdist only the folder zstd/ is used. The wheel of the same version packs.
+ZSTANDARD=0.25.0
+ZSTANDARD_SHA256=7713e1179d162cf5c7906da876ec2ccb9c3a9dcbdffef0cc7f70c3667a205f0b
 
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/edgeapp-build
 MACHINE=$(uname -m)
@@ -22,6 +25,9 @@ CUDA=12
 
 EX_USAGE=64 EX_UNAVAILABLE=69
 
+# The time that everything frozen gets: that of the commit.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 1)}
+export SOURCE_DATE_EPOCH
 export PIP_QUIET=2 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '\n== %s\n' "$*" >&2; }
@@ -240,7 +246,7 @@ setup() { # setup [FLAVOUR]: sets VENV, and for system CUDA
   find_python $minor
   [[ -n $PYTHON_FOUND ]] || die $EX_UNAVAILABLE "cannot find a Python to build with" \
     "${PYTHON_LACKS:-${PYTHON:-none found} is no Python 3.${minor:-10 to 3.13}}" \
-    "sudo apt-get install python3-venv python3-dev g++ binutils, or name one: PYTHON=/path/to/python3 ./build.sh"
+    "sudo apt-get install python3-venv python3-dev g++ binutils musl-tools, or name one: PYTHON=/path/to/python3 ./build.sh"
   minor=$("$PYTHON_FOUND" -c 'import sys; print(sys.version_info.minor)')
   VENV=$ROOT/build/venv-3.$minor
   [[ $flavour == lean ]] || VENV=$ROOT/build/venv-$flavour-3.$minor
@@ -269,12 +275,10 @@ made_from() { # made_from WORD...
 
 # PyInstaller warns of what it does not find, and goes on: here that ends the build.
 freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK
-  local work=$1 bad epoch
-  epoch=$(git log -1 --format=%ct 2>/dev/null || echo 0)
+  local work=$1 bad
   mkdir -p "$work"
-  # The hash seed and the date make two builds of one commit the same to the byte.
-  run env PYTHONHASHSEED=1 SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$epoch}" \
-    PYINSTALLER_CONFIG_DIR="$work/cache" PYTHONPATH="$ROOT" \
+  # The hash seed makes two builds of one commit the same to the byte, with SOURCE_DATE_EPOCH.
+  run env PYTHONHASHSEED=1 PYINSTALLER_CONFIG_DIR="$work/cache" PYTHONPATH="$ROOT" \
     EDGEAPP_TENSORRT="$FLAVOUR" EDGEAPP_BUILDER="$BUILDER" EDGEAPP_CUDA="$CUDA" \
     "$VENV/bin/python" -m PyInstaller --noconfirm --log-level WARN \
     --workpath "$work" --distpath "$work/dist" edgeapp.spec 2>&1 | tee "$work/log" >&2 ||
@@ -286,10 +290,40 @@ freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK
   [[ -z $bad ]] || die 70 "the frozen program would be incomplete" "$bad" "install it, or name it in edgeapp.spec"
 }
 
-# The one file. The only step that knows how the frozen folder becomes a file: PyInstaller's own onefile for now.
+# Prints the folder with zstd.c, zstd.h and the compiled zstd.o.
+zstd_folder() {
+  local folder=$CACHE/zstd-of-zstandard-$ZSTANDARD-$MACHINE sdist work
+  if [[ ! -f $folder/zstd.o ]]; then
+    mkdir -p "$CACHE"
+    work=$(mktemp -d "$CACHE/zstd.XXXXXX")
+    run "$VENV/bin/python" -m pip download --no-deps --no-build-isolation --no-binary=zstandard \
+      --dest "$work" "zstandard==$ZSTANDARD"
+    sdist=$work/zstandard-$ZSTANDARD.tar.gz
+    echo "$ZSTANDARD_SHA256  $sdist" | sha256sum --quiet --check ||
+      die $EX_UNAVAILABLE "cannot use zstd's source" "$sdist is not the one that was looked at" "find out why"
+    tar xf "$sdist" -C "$work" --strip-components=2 "zstandard-$ZSTANDARD/zstd"
+    rm "$sdist"
+    # As C and without the parts in assembler, which the one-file form cannot hold.
+    run musl-gcc -O2 -DZSTD_DISABLE_ASM=1 -ffunction-sections -fdata-sections \
+      -c "$work/zstd.c" -o "$work/zstd.o"
+    mv "$work" "$folder"
+  fi
+  echo "$folder"
+}
+
+# The launcher: static, of musl and zstd, so that it starts on every Linux.
+build_launcher() { # build_launcher OUTPUT
+  local zstd
+  zstd=$(zstd_folder)
+  run musl-gcc -std=gnu11 -O2 -Wall -Wextra -Werror -ffunction-sections -fdata-sections -static \
+    -Wl,--gc-sections,--build-id=none -s -isystem "$zstd" -o "$1" hooks/launcher/*.c "$zstd/zstd.o"
+}
+
+# The one file: the launcher and the frozen folder, compressed.
 pack() { # pack WORK NAME
   mkdir -p dist
-  run mv -f "$1/dist/edgeapp" "dist/$2" # a move, so that a running program keeps its file
+  build_launcher "$1/launcher"
+  run "$VENV/bin/python" hooks/launcher/pack.py "$1/launcher" "$1/dist/edgeapp" "dist/$2" "$CACHE/frames"
 }
 
 freeze() {
@@ -312,7 +346,8 @@ freeze() {
     *) usage "--tensorrt is lean, system or full" ;;
   esac
   setup "$FLAVOUR"
-  need objcopy "to pack the one file" binutils
+  need objcopy "to freeze" binutils
+  need musl-gcc "to compile the launcher" musl-tools
   local name=edgeapp work=$ROOT/build/freeze-$FLAVOUR wanted
   [[ $FLAVOUR == lean ]] || name=edgeapp-$FLAVOUR
   wanted=$(made_from "$FLAVOUR" "$BUILDER")
