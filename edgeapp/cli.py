@@ -7,9 +7,10 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
-from edgeapp import __version__, errors, paths, settings
+from edgeapp import __version__, errors, launched, paths, settings
 from edgeapp.log import Talk
 from edgeapp.stopping import Stop
 
@@ -28,10 +29,22 @@ def _demo(options: settings.Settings, stop: Stop, talk: Talk) -> int:
     return demo(options, stop, talk)
 
 
-COMMANDS: dict[str, tuple[str, Command]] = {
-    "run": ("run a model on pictures or tensors (the default)", _run),
-    "demo": ("find parts in the pictures that come with the program", _demo),
+def _cache(action: str, as_json: bool, _: settings.Settings, stop: Stop, __: Talk) -> int:
+    from edgeapp.commands.cache import cache
+
+    return cache(action, as_json, stop)
+
+
+COMMANDS = {
+    "run": "run a model on pictures or tensors (the default)",
+    "demo": "find parts in the pictures that come with the program",
+    "cache": "the folder into which this file unpacks itself: path, list, verify, clear",
 }
+
+CACHE_ACTIONS = (
+    "path: print the folder; list: what it holds; verify: compare every file with its SHA-256; "
+    "clear: remove what no running program uses"
+)
 
 EXAMPLES = """examples:
   edgeapp --engine model.plan --input img.jpg             a TensorRT plan on the GPU
@@ -81,12 +94,12 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
             )
         parser = _Parser(
             prog=f"edgeapp {name}",
-            description=COMMANDS[name][0],
+            description=COMMANDS[name],
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
     else:
-        lines = "\n".join(f"  {command:6s} {text}" for command, (text, _) in COMMANDS.items())
+        lines = "\n".join(f"  {command:6s} {text}" for command, text in COMMANDS.items())
         parser = _Parser(
             prog="edgeapp",
             description="Runs TensorRT plans on NVIDIA GPUs, and ONNX models on the CPU.\n\ncommands:\n" + lines,
@@ -96,19 +109,29 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
             usage="edgeapp [COMMAND] [--engine FILE] [--input PATH ...] [options]",
         )
         parser.add_argument("--version", action="version", version=f"edgeapp {__version__}")
+    command: Command = _run
     if name == "demo":
+        command = _demo
         settings.add_options(
             parser,
             ("engine", "input", "device", "output", "save", "quiet", "debug", "startup_trace"),
         )
+    elif name == "cache":
+        parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
+        parser.add_argument("--json", action="store_true", help="print JSON Lines")
+        settings.add_options(parser, ("quiet", "debug"))
     else:
         settings.add_options(parser)
-    return COMMANDS[name][1], settings.from_arguments(parser.parse_args(rest))
+    given = parser.parse_args(rest)
+    if name == "cache":
+        command = partial(_cache, given.action, given.json)
+    return command, settings.from_arguments(given)
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit."""
     paths.restore_environment()
+    launched.take_over()
     sys.exit(_guarded(sys.argv[1:] if words is None else words))
 
 

@@ -5,38 +5,16 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import time
 from types import FrameType
 from typing import IO
 
+from edgeapp import launched
 from edgeapp.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SIGNAL_S = 1.0
-"""Repeats within this time are one request: PyInstaller's onefile parent forwards a signal that
-the whole process group got already (measured with 6.22: Ctrl-C arrives twice)."""
-
-
-PR_SET_PDEATHSIG = 1
-
-
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent dies, if the parent is PyInstaller's onefile loader.
-
-    The loader is the process that a user started and kills; killed by SIGKILL it can pass nothing on, and
-    its child, this process, would work on unseen (PyInstaller 6.22).
-    """
-    if os.path.basename(getattr(sys, "_MEIPASS", "")).startswith("_MEI"):
-        import ctypes  # late: 10 ms, and only the onefile program needs it
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        try:
-            parent = os.readlink(f"/proc/{os.getppid()}/exe")
-        except OSError:  # no /proc: then nobody can tell
-            return
-        if parent != os.path.realpath(sys.executable):  # it died before the kernel was told
-            os.kill(os.getpid(), signal.SIGTERM)
+"""Repeats within this time are one request: timeout(1) signals its child and then the whole group."""
 
 
 class Stop:
@@ -53,11 +31,11 @@ class Stop:
 
     def install(self) -> None:
         """Take over the signals; call it from the main thread, before anything heavy is loaded."""
-        end_with_parent()
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP: keep that
                 signal.signal(number, self._on_signal)
+        launched.let_sigint_in()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.signal_number is None:

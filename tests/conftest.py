@@ -13,12 +13,18 @@ from PIL import Image
 from support import ROOT, Program, frozen_binary
 
 
+@pytest.fixture(scope="session")
+def frozen_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the frozen file unpacks itself, once for all tests that are not about that."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(params=["source", pytest.param("frozen", marks=pytest.mark.frozen)])
-def program(request: pytest.FixtureRequest, tmp_path: Path) -> Program:
+def program(request: pytest.FixtureRequest, tmp_path: Path, frozen_cache: Path) -> Program:
     """The program as source tree and as frozen file; every test that takes it runs twice."""
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
     if request.param == "frozen":
-        return Program([str(frozen_binary())], tmp_path, env)
+        return Program([str(frozen_binary())], tmp_path, env | {"EDGEAPP_CACHE": str(frozen_cache)})
     return Program([sys.executable, "-m", "edgeapp"], tmp_path, {**env, "PYTHONPATH": str(ROOT)})
 
 

@@ -75,9 +75,7 @@ def pack(launcher: Path, folder: Path, output: Path, cache: Path, epoch: int) ->
     cache.mkdir(parents=True, exist_ok=True)
     groups_of_files = groups([path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()])
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # zstd works without Python's lock
-        frames = list(
-            pool.map(lambda files: compress(b"".join(map(Path.read_bytes, files)), cache), groups_of_files)
-        )
+        frames = list(pool.map(lambda files: compress(b"".join(map(Path.read_bytes, files)), cache), groups_of_files))
     sized = [(files, len(frame)) for files, frame in zip(groups_of_files, frames, strict=True)]
     manifest = "".join(f"{line}\n" for line in manifest_lines(folder, sized, epoch)).encode()
     with tempfile.NamedTemporaryFile(dir=output.parent, delete=False) as file:
@@ -86,9 +84,7 @@ def pack(launcher: Path, folder: Path, output: Path, cache: Path, epoch: int) ->
         file.writelines(frames)
         manifest_at = file.tell()
         file.write(manifest)
-        file.write(
-            TRAILER.pack(MAGIC, frames_at, manifest_at, len(manifest), hashlib.sha256(manifest).digest())
-        )
+        file.write(TRAILER.pack(MAGIC, frames_at, manifest_at, len(manifest), hashlib.sha256(manifest).digest()))
     os.chmod(file.name, 0o755)
     os.replace(file.name, output)  # a running program keeps its file
 
