@@ -35,10 +35,17 @@ def _cache(action: str, as_json: bool, _: settings.Settings, stop: Stop, __: Tal
     return cache(action, as_json, stop)
 
 
+def _self_test(names: Sequence[str], as_json: bool, _: settings.Settings, stop: Stop, __: Talk) -> int:
+    from edgeapp.commands.selftest import self_test
+
+    return self_test(names, as_json, stop)
+
+
 COMMANDS = {
     "run": "run a model on pictures or tensors (the default)",
     "demo": "find parts in the pictures that come with the program",
     "cache": "the folder into which this file unpacks itself: path, list, verify, clear",
+    "self-test": "load everything that is inside, without a GPU: does this file fit this machine",
 }
 
 CACHE_ACTIONS = (
@@ -99,7 +106,7 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
             allow_abbrev=False,
         )
     else:
-        lines = "\n".join(f"  {command:6s} {text}" for command, text in COMMANDS.items())
+        lines = "\n".join(f"  {command:9s} {text}" for command, text in COMMANDS.items())
         parser = _Parser(
             prog="edgeapp",
             description="Runs TensorRT plans on NVIDIA GPUs, and ONNX models on the CPU.\n\ncommands:\n" + lines,
@@ -120,11 +127,19 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
         settings.add_options(parser, ("quiet", "debug"))
+    elif name == "self-test":
+        parser.add_argument(
+            "parts", nargs="*", metavar="PART", help="numpy, pillow, onnxruntime, tensorrt or libraries"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON Lines")
+        settings.add_options(parser, ("quiet", "debug"))
     else:
         settings.add_options(parser)
     given = parser.parse_args(rest)
     if name == "cache":
         command = partial(_cache, given.action, given.json)
+    elif name == "self-test":
+        command = partial(_self_test, given.parts, given.json)
     return command, settings.from_arguments(given)
 
 

@@ -1,0 +1,109 @@
+"""`edgeapp self-test`: whether everything inside the program can be loaded on this machine; needs no GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from edgeapp import errors, paths
+from edgeapp.stopping import Stop
+
+
+def _numpy() -> str:
+    import numpy as np
+
+    matrix = np.arange(9.0).reshape(3, 3)
+    if (matrix @ matrix)[2, 2] != 111:
+        raise ArithmeticError("3x3 times 3x3 gives a wrong product")
+    return str(np.__version__)
+
+
+def _pillow() -> str:
+    import PIL
+    from PIL import Image
+
+    for kind in ("JPEG", "PNG", "WEBP", "BMP"):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (10, 200, 30)).save(file, kind)
+        if Image.open(file).convert("RGB").getpixel((8, 8))[1] < 190:  # type: ignore[index]
+            raise ValueError(f"{kind} comes back with other colours")
+    return PIL.__version__
+
+
+def _onnxruntime() -> str:
+    from edgeapp.cpu.engine import CpuEngine
+
+    return CpuEngine(str(paths.resource("demo/model.onnx"))).name
+
+
+def _tensorrt() -> str:
+    from edgeapp.gpu import engine, runtimes
+
+    carried = runtimes.catalogue()
+    for runtime in carried:
+        engine.load_libraries(runtime)
+        engine.import_bindings(runtime)
+    return ", ".join(runtime.name for runtime in carried)
+
+
+def _libraries() -> str:
+    """Every ELF file; PyCUDA's wants the driver, which need not be there."""
+    root, count, waiting = paths.library_root(), 0, []
+    for path in sorted(root.rglob("*.so*")) if paths.FROZEN else []:
+        with path.open("rb") as file:
+            if path.is_symlink() or file.read(4) != b"\x7fELF":
+                continue
+        try:
+            ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+            count += 1
+        except OSError as error:  # PyInstaller's words hide the loader's
+            why = str(error.__cause__ or error.__context__ or error)
+            if "libcuda.so.1" not in why:
+                raise OSError(why) from error
+            waiting.append(path.name)
+    return f"{count} loaded" + (f", waiting for the NVIDIA driver: {', '.join(waiting)}" if waiting else "")
+
+
+STEPS: dict[str, Callable[[], str]] = {
+    "numpy": _numpy,
+    "pillow": _pillow,
+    "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
+    "libraries": _libraries,
+}
+
+
+def self_test(names: Sequence[str], as_json: bool, stop: Stop) -> int:
+    """Load the named parts, or all, and print a line for each: name, version, milliseconds.
+
+    Raises:
+        UsageError: there is no part of that name.
+        SystemRefusedError: something cannot be loaded or does not work here.
+    """
+    if unknown := [name for name in names if name not in STEPS]:
+        raise errors.UsageError(f"unknown part {paths.printable(unknown[0])}", "", f"choose from {', '.join(STEPS)}")
+    for name in names or STEPS:
+        stop.check()
+        began = time.perf_counter()
+        try:
+            version = STEPS[name]()
+        except ModuleNotFoundError as error:
+            if name != "onnxruntime":
+                raise
+            version = f"left out ({error.name})"
+        except Exception as error:
+            raise errors.SystemRefusedError(
+                f"self-test: {name} does not work on this machine",
+                str(error),
+                "if a GLIBC or GLIBCXX version is missing, the program was built for a newer system",
+            ) from error
+        milliseconds = round(1000 * (time.perf_counter() - began), 1)
+        if as_json:
+            print(json.dumps({"name": name, "version": version, "ms": milliseconds}))
+        else:
+            print(f"{name:12s} {milliseconds:7.1f} ms  {version}")
+    return 0
