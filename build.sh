@@ -44,6 +44,9 @@ need() { # need COMMAND WHAT_FOR PACKAGE
     die $EX_UNAVAILABLE "cannot find $1" "it is needed $2" "sudo apt-get install $3"
 }
 
+# shellcheck source=hooks/build_root.sh
+source hooks/build_root.sh # the verbs portable and aarch64
+
 # --- Python ----------------------------------------------------------------------------------------
 
 # Every Python that may be meant, best first: $PYTHON alone if it is set, else what python3 means, then by
@@ -263,11 +266,16 @@ setup() { # setup [FLAVOUR]: sets VENV, and for system CUDA
 
 # --- freeze: one file --------------------------------------------------------------------------------
 
+# The sources of the frozen file, as one hash.
+sources() {
+  find edgeapp hooks edgeapp.spec build.sh LICENSE -type f -not -path '*/__pycache__/*' -print0 |
+    sort -z | xargs -0 sha256sum | sha256sum
+}
+
 # All that the frozen file is made from, as one hash.
 made_from() { # made_from WORD...
   {
-    find edgeapp hooks edgeapp.spec build.sh LICENSE -type f -not -path '*/__pycache__/*' -print0 |
-      sort -z | xargs -0 sha256sum
+    sources
     cat "$VENV/made-from"
     echo "$@"
   } | sha256sum
@@ -285,8 +293,9 @@ freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK
     die 70 "PyInstaller failed" "see above" "see above"
   bad=$(grep -E 'WARNING: Library not found|ERROR: ' "$work/log" || true)
   # A module that edgeapp itself imports and that did not travel: left out on purpose, or missing here.
+  # (collections.abc is no file in Python 3.13, collections makes it.)
   bad+=$(grep -E '^(missing|excluded) module named .* imported by .*\bedgeapp\b' \
-    "$work/edgeapp/warn-edgeapp.txt" || true)
+    "$work/edgeapp/warn-edgeapp.txt" | grep -v "named 'collections.abc'" || true)
   [[ -z $bad ]] || die 70 "the frozen program would be incomplete" "$bad" "install it, or name it in edgeapp.spec"
 }
 
@@ -355,9 +364,14 @@ freeze() {
   if [[ $FLAVOUR != system && -f dist/$name && $(cat "$work/made-from" 2>/dev/null) == "$wanted" ]]; then
     return
   fi
+  # What ./build.sh portable made of these very sources runs on more machines than what this one makes.
+  if [[ $name == edgeapp && -f dist/edgeapp && $(cat build/portable-from 2>/dev/null) == "$(sources)" ]]; then
+    return
+  fi
   say "freeze: dist/$name"
   freeze_with_pyinstaller "$work"
   pack "$work" "$name"
+  [[ $name != edgeapp ]] || rm -f build/portable-from
   echo "$wanted" >"$work/made-from"
   say "dist/$name: $(stat --format=%s "dist/$name") bytes"
 }
@@ -428,6 +442,10 @@ usage: ./build.sh [VERB]
   setup    the virtual environment build/venv-3.N with everything pinned; PyCUDA is compiled, 90 s, once
   freeze   dist/edgeapp    --tensorrt lean|system|full   which TensorRT travels inside (lean)
                            --with-builder                with what builds plans; system and full only
+  portable dist/edgeapp for every x86-64 Linux with glibc 2.31 (Debian 11, Ubuntu 20.04) or newer, made in a
+           Debian 11 in ~/.cache; needs debootstrap; compiles Python, once. portable run ... runs it bare
+  aarch64  dist/edgeapp-aarch64 for JetPack 7 in a Debian 12 under qemu, an hour, once; needs debootstrap and
+           qemu-user-static. aarch64 run ... runs it bare under qemu
   demo     dist/edgeapp demo, frozen first if need be; arguments go to the demo
   smoke    runs dist/edgeapp with nothing but itself in reach
   test     all tests but those that need a GPU; arguments go to pytest
@@ -454,7 +472,7 @@ main() {
   case $verb in
     '') smoke ;;
     test) test_ "$@" ;;
-    setup | freeze | demo | smoke | matrix | lint | check | clean | help) "$verb" "$@" ;;
+    setup | freeze | portable | aarch64 | demo | smoke | matrix | lint | check | clean | help) "$verb" "$@" ;;
     *) usage "no verb $verb" ;;
   esac
 }

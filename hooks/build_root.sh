@@ -1,0 +1,250 @@
+# shellcheck shell=bash
+# Build roots for ./build.sh portable and ./build.sh aarch64: a Debian older than this machine, or of another
+# processor, in a folder. What is frozen in one needs no newer C library than that Debian has. build.sh sources this.
+#
+# Nothing here needs to be root: debootstrap only fetches and verifies, the packages are unpacked and never
+# configured, and a user namespace gives the rights to mount. See user_namespaces(7).
+
+ROOTS=$CACHE/roots
+DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+# What compiles and freezes; git, file and musl-tools are for the checks and the launcher.
+TOOLS=binutils,ca-certificates,file,g++,git,libffi-dev,make,musl-tools,patch,xz-utils,zlib1g-dev
+# What every target has, and has to have: run_bare runs the finished file with these alone. PyInstaller's start
+# program opens zlib's library before anything is unpacked.
+BARE="libc6 libgcc-s1 libstdc++6 zlib1g"
+
+# Debian 11 has glibc 2.31, but only Python 3.9: CPython is compiled there, from the sources of Debian 13.
+CPYTHON=3.13.5
+CPYTHON_SOURCE=pool/main/p/python3.13/python3.13_$CPYTHON.orig.tar.xz
+CPYTHON_SHA256=93e583f243454e6e9e4588ca2c2662206ad961659863277afcdb96801647d640
+IN_ROOT_PYTHON=/opt/python
+
+# --- making a root -----------------------------------------------------------------------------------
+
+need_namespaces() {
+  need unshare "to enter a build root" util-linux
+  unshare --user --map-root-user --mount --pid --fork true 2>/dev/null ||
+    die $EX_UNAVAILABLE "cannot enter a build root" "this machine refuses user namespaces" \
+      "run it as root, or: sudo sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
+}
+
+# Unpacks one package and enters it into dpkg's database, so that dpkg-query answers; its scripts do not run.
+unpack_deb() { # unpack_deb DEB FOLDER
+  local name list info=$2/var/lib/dpkg/info
+  mkdir -p "$info"
+  echo 1 >"$info/format" # lists of packages for several architectures have the architecture in their name
+  dpkg-deb --fsys-tarfile "$1" |
+    tar --extract --directory "$2" --keep-directory-symlink --no-same-owner --warning=no-timestamp
+  name=$(dpkg-deb --field "$1" Package)
+  list=$name
+  [[ $(dpkg-deb --field "$1" Multi-Arch) != same ]] || list+=:$(dpkg-deb --field "$1" Architecture)
+  dpkg-deb --fsys-tarfile "$1" | tar --list | sed -E 's,^\.,,; s,/$,,; s,^$,/.,' >"$info/$list.list"
+  dpkg-deb --info "$1" md5sums >"$info/$list.md5sums" 2>/dev/null || rm "$info/$list.md5sums"
+  dpkg-deb --field "$1" | sed "s/^Package: .*/&\nStatus: install ok installed/" >>"$2/var/lib/dpkg/status"
+  echo >>"$2/var/lib/dpkg/status"
+}
+
+new_folder() { # new_folder FOLDER: a Debian without any package
+  local name
+  mkdir -p "$1"/{usr/{bin,sbin,lib,lib64},etc,dev,proc,tmp,root}
+  for name in bin sbin lib lib64; do ln -s "usr/$name" "$1/$name"; done
+}
+
+# What the packages' own scripts would do, as far as a compiler, pip and PyInstaller rely on it.
+configure() { # configure FOLDER
+  cp "$1/usr/share/base-passwd/passwd.master" "$1/etc/passwd"
+  cp "$1/usr/share/base-passwd/group.master" "$1/etc/group"
+  ln -sf mawk "$1/usr/bin/awk"
+  ln -sf gcc "$1/usr/bin/cc"
+  ln -sf g++ "$1/usr/bin/c++"
+}
+
+# make_root SUITE ARCHITECTURE PACKAGE,...: $ROOTS/SUITE-ARCHITECTURE, and in it bare/ with $BARE only.
+make_root() {
+  local root=$ROOTS/$1-$2 work wanted deb packages=$TOOLS,$3
+  wanted=$({
+    echo "$1 $2 $packages $BARE"
+    declare -f unpack_deb new_folder configure
+  } | sha256sum)
+  if [[ $(cat "$root/made-from" 2>/dev/null) == "$wanted" ]]; then
+    return
+  fi
+  need debootstrap "to make a build root" debootstrap
+  need gpgv "to verify the build root's packages" gpgv
+  [[ -f $DEBIAN_KEYRING ]] || die $EX_UNAVAILABLE "cannot find $DEBIAN_KEYRING" \
+    "it verifies the build root's packages" "sudo apt-get install debian-archive-keyring"
+  say "build root: Debian $1 for $2 from $DEBIAN_MIRROR (a minute, once)"
+  mkdir -p "$ROOTS"
+  work=$(mktemp -d "$root.XXXXXX")
+  chmod 755 "$work"
+  # Root in the namespace only, for debootstrap asks for that even where it just downloads.
+  run unshare --user --map-root-user debootstrap --download-only --force-check-gpg --keyring="$DEBIAN_KEYRING" \
+    --variant=minbase --arch="$2" --include="$packages" "$1" "$work/debs" "$DEBIAN_MIRROR" >"$work.log" ||
+    die $EX_UNAVAILABLE "cannot fetch Debian $1 for $2" "$(tail -n 1 "$work.log")" \
+      "look into $work.log; another mirror: DEBIAN_MIRROR=http://... ./build.sh"
+  new_folder "$work/root"
+  for deb in "$work"/debs/var/cache/apt/archives/*.deb; do unpack_deb "$deb" "$work/root"; done
+  configure "$work/root"
+  in_root "$work/root" -- /sbin/ldconfig
+  new_folder "$work/root/bare"
+  for deb in $BARE; do unpack_deb "$work/debs/var/cache/apt/archives/${deb}_"*.deb "$work/root/bare"; done
+  echo "$wanted" >"$work/root/made-from"
+  # Only now under its name: what was interrupted is never taken for a root.
+  rm -rf "$root"
+  mv "$work/root" "$root"
+  rm -rf "$work" "$work.log"
+}
+
+# --- entering a root ---------------------------------------------------------------------------------
+
+# The first process of the namespaces: mounts, then becomes COMMAND. It gets its functions, but no variable.
+enter() { # enter ROOT QEMU FOLDER [SOURCE TARGET]... -- COMMAND...
+  set -euo pipefail
+  local root=$1 qemu=$2 folder=$3
+  shift 3
+  mount --rbind /dev "$root/dev"
+  mount -t proc proc "$root/proc" 2>/dev/null || mount --rbind /proc "$root/proc" # the latter in containers
+  mount -t tmpfs tmpfs "$root/tmp"
+  [[ -z $qemu ]] || register_qemu "$qemu"
+  while [[ $1 != -- ]]; do
+    if [[ -d $1 ]]; then
+      mkdir -p "$root$2"
+    else
+      mkdir -p "$(dirname "$root$2")"
+      touch "$root$2"
+    fi
+    mount --bind "$1" "$root$2"
+    shift 2
+  done
+  shift
+  exec unshare --root="$root" --wd="$folder" "$@"
+}
+
+# In the binfmt_misc of this user namespace (Linux 6.7), unless the machine has it set up for all. Flag F keeps the
+# interpreter open, so that the root needs no copy of it; P keeps argv[0].
+register_qemu() { # register_qemu QEMU
+  local folder=/proc/sys/fs/binfmt_misc
+  ! grep -qs '^flags:.*F' "$folder/qemu-aarch64" || return 0
+  mount -t binfmt_misc binfmt_misc "$folder"
+  printf '%s%s%s' ':qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:' \
+    '\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:' "$1:PF" >"$folder/register"
+}
+
+# in_root ROOT [SOURCE TARGET]... -- COMMAND...: runs it there, in $FOLDER, with an environment of its own.
+in_root() {
+  local root=$1 qemu='' word settings=(TAR_OPTIONS=--no-same-owner) # for there is but one user
+  shift
+  if [[ $root == *-arm64* && $MACHINE != aarch64 ]]; then
+    qemu=$(command -v qemu-aarch64-static)
+  fi
+  for word in http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do
+    [[ -z ${!word:-} ]] || settings+=("$word=${!word}")
+  done
+  env --ignore-environment PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME=/root LANG=C.UTF-8 "${settings[@]}" \
+    unshare --user --map-root-user --mount --pid --fork --kill-child \
+    bash -c "$(declare -f enter register_qemu); enter \"\$@\"" - "$root" "$qemu" "${FOLDER:-/}" "$@"
+}
+
+# In the working tree, always at the same path, so that the place of the clone leaves no trace in what is built;
+# with a build/ and a dist/ of the root's own, for those of this machine hold other binaries.
+in_tree() { # in_tree NAME COMMAND...
+  local own=$ROOT/build/root-$1 home=$ROOTS/home-$1 mounts=() file
+  mkdir -p "$own"/{build,dist} build dist "$home"
+  for file in /etc/resolv.conf /etc/ssl/certs/ca-certificates.crt; do
+    [[ ! -f $file ]] || mounts+=("$(readlink -f "$file")" "$file")
+  done
+  [[ ! -d $ROOTS/cpython-$1 ]] || mounts+=("$ROOTS/cpython-$1" "$IN_ROOT_PYTHON")
+  FOLDER=/src/edgeapp in_root "$ROOTS/$1" "${mounts[@]}" "$home" /root "$ROOT" /src/edgeapp \
+    "$own/build" /src/edgeapp/build "$own/dist" /src/edgeapp/dist -- \
+    env PIP_CERT=/etc/ssl/certs/ca-certificates.crt SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" "${@:2}"
+}
+
+# Runs a finished file where there is the C and the C++ library and nothing else: no Python, no shell.
+run_bare() { # run_bare NAME FILE ARGUMENT...
+  FOLDER=/tmp in_root "$ROOTS/$1/bare" "$2" /edgeapp "$ROOT" /src/edgeapp -- \
+    /edgeapp "${@:3}"
+}
+
+# --- CPython -----------------------------------------------------------------------------------------
+
+# Compiles it for a root, to be mounted at $IN_ROOT_PYTHON. libpython is found by the program alone: a run path in
+# every extension would travel to targets and look into a folder there that is not ours.
+make_cpython() { # make_cpython NAME
+  local kept=$ROOTS/cpython-$1 work wanted
+  wanted=$({
+    echo "$CPYTHON_SHA256"
+    cat "$ROOTS/$1/made-from"
+    declare -f compile_cpython
+  } | sha256sum)
+  if [[ $(cat "$kept/made-from" 2>/dev/null) == "$wanted" ]]; then
+    return
+  fi
+  need curl "to fetch the sources of Python" curl
+  say "compiling Python $CPYTHON for $1 (10 minutes, once)"
+  work=$(mktemp -d "$kept.XXXXXX")
+  chmod 755 "$work"
+  run curl --fail --silent --show-error --location --output "$work/python.tar.xz" "$DEBIAN_MIRROR/$CPYTHON_SOURCE" ||
+    die $EX_UNAVAILABLE "cannot fetch the sources of Python" "$DEBIAN_MIRROR has no $CPYTHON_SOURCE, or no network" \
+      "another mirror: DEBIAN_MIRROR=http://... ./build.sh"
+  echo "$CPYTHON_SHA256  $work/python.tar.xz" | sha256sum --check --status ||
+    die $EX_UNAVAILABLE "cannot use the sources of Python" "$CPYTHON_SOURCE is not what hooks/build_root.sh pins" \
+      "try again or another mirror: DEBIAN_MIRROR=http://... ./build.sh"
+  FOLDER=/work in_root "$ROOTS/$1" "$work" /work -- \
+    bash -euc "$(declare -f compile_cpython); compile_cpython $IN_ROOT_PYTHON" >"$work/log" 2>&1 ||
+    die 70 "cannot compile Python $CPYTHON" "$(tail -n 3 "$work/log")" "look into $work/log"
+  echo "$wanted" >"$work/installed$IN_ROOT_PYTHON/made-from"
+  rm -rf "$kept"
+  mv "$work/installed$IN_ROOT_PYTHON" "$kept"
+  rm -r "$work"
+}
+
+compile_cpython() { # compile_cpython PREFIX
+  tar xf python.tar.xz
+  cd Python-*
+  ./configure --prefix="$1" --enable-shared --disable-test-modules --without-static-libpython \
+    --without-ensurepip --without-doc-strings
+  make -j "$(nproc)" LINKFORSHARED="-Xlinker -export-dynamic -Wl,-rpath,$1/lib"
+  make install DESTDIR=/work/installed LINKFORSHARED="-Xlinker -export-dynamic -Wl,-rpath,$1/lib"
+}
+
+# --- verbs -------------------------------------------------------------------------------------------
+
+# Freezes in a root, tries the result where nothing else is, and only then puts it into dist/.
+freeze_in_root() { # freeze_in_root NAME PYTHON FILE
+  local made=$ROOT/build/root-$1/dist/edgeapp
+  say "freeze: dist/$3 in $1"
+  in_tree "$1" env PYTHON="$2" ./build.sh freeze
+  say "dist/$3 on Debian ${1%-*}, with its C and C++ library and nothing else"
+  run run_bare "$1" "$made" --version
+  run run_bare "$1" "$made" demo >/dev/null
+  cp "$made" "$ROOT/build/root-$1/$3"
+  mv -f "$ROOT/build/root-$1/$3" "dist/$3" # a move, so that a running program keeps its file
+  say "dist/$3: $(stat --format=%s "dist/$3") bytes"
+}
+
+portable() { # portable [run ARGUMENT...]
+  [[ $MACHINE == x86_64 ]] || die $EX_UNAVAILABLE "cannot make the portable file" \
+    "it is for x86-64, this machine is $MACHINE" "./build.sh on an x86-64 machine"
+  need_namespaces
+  make_root bullseye amd64 libbz2-dev,liblzma-dev,libssl-dev,pkg-config
+  if [[ ${1:-} == run ]]; then
+    run_bare bullseye-amd64 "$ROOT/dist/edgeapp" "${@:2}"
+    return
+  fi
+  make_cpython bullseye-amd64
+  freeze_in_root bullseye-amd64 $IN_ROOT_PYTHON/bin/python3 edgeapp
+  sources >build/portable-from # so that freeze leaves it alone
+}
+
+aarch64() { # aarch64 [run ARGUMENT...]
+  [[ $MACHINE == aarch64 ]] || need qemu-aarch64-static "to run programs for aarch64" qemu-user-static
+  need_namespaces
+  make_root bookworm arm64 python3-dev,python3-venv
+  if [[ ${1:-} == run ]]; then
+    run_bare bookworm-arm64 "$ROOT/dist/edgeapp-aarch64" "${@:2}"
+    return
+  fi
+  freeze_in_root bookworm-arm64 /usr/bin/python3 edgeapp-aarch64
+}
