@@ -138,7 +138,7 @@ in_root() {
   if [[ $root == *-arm64* && $MACHINE != aarch64 ]]; then
     qemu=$(command -v qemu-aarch64-static)
   fi
-  for word in http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do
+  for word in http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL EDGEAPP_CACHE; do
     [[ -z ${!word:-} ]] || settings+=("$word=${!word}")
   done
   env --ignore-environment PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
@@ -151,19 +151,22 @@ in_root() {
 # with a build/ and a dist/ of the root's own, for those of this machine hold other binaries.
 in_tree() { # in_tree NAME COMMAND...
   local own=$ROOT/build/root-$1 home=$ROOTS/home-$1 mounts=() file
-  mkdir -p "$own"/{build,dist} build dist "$home"
+  mkdir -p "$own"/{build,dist} build dist "$home" "$CACHE/frames"
   for file in /etc/resolv.conf /etc/ssl/certs/ca-certificates.crt; do
     [[ ! -f $file ]] || mounts+=("$(readlink -f "$file")" "$file")
   done
   [[ ! -d $ROOTS/cpython-$1 ]] || mounts+=("$ROOTS/cpython-$1" "$IN_ROOT_PYTHON")
   FOLDER=/src/edgeapp in_root "$ROOTS/$1" "${mounts[@]}" "$home" /root "$ROOT" /src/edgeapp \
-    "$own/build" /src/edgeapp/build "$own/dist" /src/edgeapp/dist -- \
+    "$CACHE/frames" /root/.cache/edgeapp-build/frames "$own/build" /src/edgeapp/build "$own/dist" /src/edgeapp/dist -- \
     env PIP_CERT=/etc/ssl/certs/ca-certificates.crt SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" "${@:2}"
 }
 
-# Runs a finished file where there is the C and the C++ library and nothing else: no Python, no shell.
+# Runs a finished file where there is the C and the C++ library and hardly anything else: no Python, no shell. It sees
+# the working tree as /src/edgeapp, and keeps what it unpacks in build/root-NAME/cache.
 run_bare() { # run_bare NAME FILE ARGUMENT...
-  FOLDER=/tmp in_root "$ROOTS/$1/bare" "$2" /edgeapp "$ROOT" /src/edgeapp -- \
+  local cache=$ROOT/build/root-$1/cache
+  mkdir -p "$cache"
+  FOLDER=/tmp EDGEAPP_CACHE=/cache in_root "$ROOTS/$1/bare" "$2" /edgeapp "$ROOT" /src/edgeapp "$cache" /cache -- \
     /edgeapp "${@:3}"
 }
 
@@ -217,6 +220,7 @@ freeze_in_root() { # freeze_in_root NAME PYTHON FILE
   say "freeze: dist/$3 in $1"
   in_tree "$1" env PYTHON="$2" ./build.sh freeze
   say "dist/$3 on Debian ${1%-*}, with its C and C++ library and nothing else"
+  rm -rf "$ROOT/build/root-$1/cache"
   run run_bare "$1" "$made" --version
   run run_bare "$1" "$made" demo >/dev/null
   cp "$made" "$ROOT/build/root-$1/$3"

@@ -24,10 +24,12 @@ pytestmark = pytest.mark.frozen
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 
-# What every Linux has beside its C library; libcuda.so.1 comes with the driver.
+# What every Linux has beside its C library: the C++ library, in versions that test_portable.py holds; libcuda.so.1
+# comes with the driver.
 OF_THE_HOST = {
     "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libc.so.6", "libdl.so.2", "libm.so.6",
     "libpthread.so.0", "librt.so.1", "libutil.so.1", "libcuda.so.1",
+    "libgcc_s.so.1", "libstdc++.so.6",
 }  # fmt: skip
 
 
