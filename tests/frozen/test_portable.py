@@ -48,8 +48,7 @@ def needs_of(folder: Path) -> dict[str, dict[str, Version]]:
 def unpacked(request: pytest.FixtureRequest) -> Path:
     """The unpacked bundle of each file that is there; `./build.sh aarch64` leaves that of the other processor."""
     if request.param == "dist/edgeapp":
-        path: Path = request.getfixturevalue("bundle")
-        return path
+        return Path(request.getfixturevalue("bundle"))
     folders = list(ROOT.glob("build/root-bookworm-arm64/cache/*/_internal"))
     if not (ROOT / request.param).is_file() or not folders:
         pytest.skip(f"{request.param} is missing: ./build.sh aarch64 makes it")
