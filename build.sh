@@ -282,12 +282,12 @@ made_from() { # made_from WORD...
 }
 
 # PyInstaller warns of what it does not find, and goes on: here that ends the build.
-freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK
-  local work=$1 bad
+freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK [LAYOUT]
+  local work=$1 layout=${2:-folder} bad
   mkdir -p "$work"
   # The hash seed makes two builds of one commit the same to the byte, with SOURCE_DATE_EPOCH.
   run env PYTHONHASHSEED=1 PYINSTALLER_CONFIG_DIR="$work/cache" PYTHONPATH="$ROOT" \
-    EDGEAPP_TENSORRT="$FLAVOUR" EDGEAPP_BUILDER="$BUILDER" EDGEAPP_CUDA="$CUDA" \
+    EDGEAPP_LAYOUT="$layout" EDGEAPP_TENSORRT="$FLAVOUR" EDGEAPP_BUILDER="$BUILDER" EDGEAPP_CUDA="$CUDA" \
     "$VENV/bin/python" -m PyInstaller --noconfirm --log-level WARN \
     --workpath "$work" --distpath "$work/dist" edgeapp.spec 2>&1 | tee "$work/log" >&2 ||
     die 70 "PyInstaller failed" "see above" "see above"
@@ -430,6 +430,23 @@ check() { # what CI runs
   smoke
 }
 
+# What takes too long for every change; the results are written down in tests/frozen/results.md.
+campaign() { # campaign NAME
+  case ${1:-} in
+    launcher) # its random tests, long
+      freeze
+      EDGEAPP_CAMPAIGN=1 EDGEAPP_REQUIRE_FROZEN=1 run "$VENV/bin/python" -m pytest -v tests/frozen/test_launcher.py
+      ;;
+    start) # how fast it starts, beside PyInstaller's onedir and onefile of the same program
+      freeze
+      freeze_with_pyinstaller "$ROOT/build/freeze-onefile" file
+      run "$VENV/bin/python" tests/frozen/bench_start.py dist/edgeapp \
+        build/freeze-lean/dist/edgeapp/edgeapp build/freeze-onefile/dist/edgeapp
+      ;;
+    *) usage "campaign is launcher or start" ;;
+  esac
+}
+
 clean() { run rm -rf build dist .mypy_cache .pytest_cache .ruff_cache; }
 
 # --- verbs -------------------------------------------------------------------------------------------
@@ -451,6 +468,8 @@ usage: ./build.sh [VERB]
   test     all tests but those that need a GPU; arguments go to pytest
   matrix   the source tree's tests on every Python 3.10 to 3.13 found here
   lint     ruff and mypy
+  campaign NAME   launcher: a thousand starts killed, run side by side and damaged (25 min)
+                  start: how fast it starts, beside PyInstaller's onedir and onefile
   check    lint, test, smoke: what CI runs
   clean    removes what was built here, not ~/.cache/edgeapp-build with the compiled PyCUDA
   help     this
@@ -472,7 +491,7 @@ main() {
   case $verb in
     '') smoke ;;
     test) test_ "$@" ;;
-    setup | freeze | portable | aarch64 | demo | smoke | matrix | lint | check | clean | help) "$verb" "$@" ;;
+    setup | freeze | portable | aarch64 | demo | smoke | matrix | lint | campaign | check | clean | help) "$verb" "$@" ;;
     *) usage "no verb $verb" ;;
   esac
 }
