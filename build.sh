@@ -443,7 +443,18 @@ campaign() { # campaign NAME
       run "$VENV/bin/python" tests/frozen/bench_start.py dist/edgeapp \
         build/freeze-lean/dist/edgeapp/edgeapp build/freeze-onefile/dist/edgeapp
       ;;
-    *) usage "campaign is launcher or start" ;;
+    reproducible) # two clones in two folders, each with a cache of its own, so that each compiles everything
+      local here folder
+      here=$(mktemp -d)
+      for folder in one another/folder; do
+        run git clone --quiet . "$here/$folder"
+        (cd "$here/$folder" && XDG_CACHE_HOME=$here/$folder/cache ./build.sh freeze)
+      done
+      sha256sum "$here"/{one,another/folder}/dist/edgeapp
+      run cmp "$here"/{one,another/folder}/dist/edgeapp
+      rm -rf "$here"
+      ;;
+    *) usage "campaign is launcher, start or reproducible" ;;
   esac
 }
 
@@ -470,6 +481,7 @@ usage: ./build.sh [VERB]
   lint     ruff and mypy
   campaign NAME   launcher: a thousand starts killed, run side by side and damaged (25 min)
                   start: how fast it starts, beside PyInstaller's onedir and onefile
+                  reproducible: two builds in two folders are the same to the byte (12 min)
   check    lint, test, smoke: what CI runs
   clean    removes what was built here, not ~/.cache/edgeapp-build with the compiled PyCUDA
   help     this
