@@ -470,10 +470,10 @@ usage: ./build.sh [VERB]
   setup    the virtual environment build/venv-3.N with everything pinned; PyCUDA is compiled, 90 s, once
   freeze   dist/edgeapp    --tensorrt lean|system|full   which TensorRT travels inside (lean)
                            --with-builder                with what builds plans; system and full only
-  portable dist/edgeapp for every x86-64 Linux with glibc 2.31 (Debian 11, Ubuntu 20.04) or newer, made in a
-           Debian 11 in ~/.cache; needs debootstrap; compiles Python, once. portable run ... runs it bare
-  aarch64  dist/edgeapp-aarch64 for JetPack 7 in a Debian 12 under qemu, an hour, once; needs debootstrap and
-           qemu-user-static. aarch64 run ... runs it bare under qemu
+  portable dist/edgeapp, made in a Debian 11: for x86-64 with glibc 2.31 (Debian 11, Ubuntu 20.04) or newer;
+           needs debootstrap; 10 minutes the first time. `portable run ...` runs it there, bare
+  aarch64  dist/edgeapp-aarch64, made in a Debian 12 under qemu: for JetPack 7; needs debootstrap and
+           qemu-user-static; an hour the first time. `aarch64 run ...` runs it there, bare
   demo     dist/edgeapp demo, frozen first if need be; arguments go to the demo
   smoke    runs dist/edgeapp with nothing but itself in reach
   test     all tests but those that need a GPU; arguments go to pytest
@@ -487,6 +487,7 @@ usage: ./build.sh [VERB]
   help     this
 
 PYTHON=/path/to/python3 chooses the Python; CUDA_HOME a CUDA toolkit, which is not needed.
+DEBIAN_MIRROR=http://... is where portable and aarch64 take Debian from, instead of deb.debian.org.
 exit codes: 0 ok, 64 usage, 69 something is missing on this machine, 70 the build failed
 TEXT
 }

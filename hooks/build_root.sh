@@ -61,39 +61,47 @@ configure() { # configure FOLDER
 }
 
 # make_root SUITE ARCHITECTURE PACKAGE,...: $ROOTS/SUITE-ARCHITECTURE, and in it bare/ with $BARE only.
-make_root() {
-  local root=$ROOTS/$1-$2 work wanted deb packages=$TOOLS,$3
+make_root() (
+  root=$ROOTS/$1-$2 packages=$TOOLS,$3
   wanted=$({
     echo "$1 $2 $packages $BARE"
     declare -f unpack_deb new_folder configure
   } | sha256sum)
   if [[ $(cat "$root/made-from" 2>/dev/null) == "$wanted" ]]; then
-    return
+    exit
   fi
   need debootstrap "to make a build root" debootstrap
   need gpgv "to verify the build root's packages" gpgv
   [[ -f $DEBIAN_KEYRING ]] || die $EX_UNAVAILABLE "cannot find $DEBIAN_KEYRING" \
     "it verifies the build root's packages" "sudo apt-get install debian-archive-keyring"
   say "build root: Debian $1 for $2 from $DEBIAN_MIRROR (a minute, once)"
-  mkdir -p "$ROOTS"
-  work=$(mktemp -d "$root.XXXXXX")
-  chmod 755 "$work"
+  work=$(new_work "$root")
+  trap 'rm -rf "$work"' EXIT
   # Root in the namespace only, for debootstrap asks for that even where it just downloads.
   run unshare --user --map-root-user debootstrap --download-only --force-check-gpg --keyring="$DEBIAN_KEYRING" \
-    --variant=minbase --arch="$2" --include="$packages" "$1" "$work/debs" "$DEBIAN_MIRROR" >"$work.log" ||
-    die $EX_UNAVAILABLE "cannot fetch Debian $1 for $2" "$(tail -n 1 "$work.log")" \
-      "look into $work.log; another mirror: DEBIAN_MIRROR=http://... ./build.sh"
+    --variant=minbase --arch="$2" --include="$packages" "$1" "$work/debs" "$DEBIAN_MIRROR" >"$root.log" ||
+    die $EX_UNAVAILABLE "cannot fetch Debian $1 for $2" "$(tail -n 1 "$root.log")" \
+      "look into $root.log; another mirror: DEBIAN_MIRROR=http://... ./build.sh"
+  debs=$work/debs/var/cache/apt/archives
   new_folder "$work/root"
-  for deb in "$work"/debs/var/cache/apt/archives/*.deb; do unpack_deb "$deb" "$work/root"; done
+  for deb in "$debs"/*.deb; do unpack_deb "$deb" "$work/root"; done
   configure "$work/root"
   in_root "$work/root" -- /sbin/ldconfig
   new_folder "$work/root/bare"
-  for deb in $BARE; do unpack_deb "$work/debs/var/cache/apt/archives/${deb}_"*.deb "$work/root/bare"; done
+  for name in $BARE; do unpack_deb "$debs/${name}_"*.deb "$work/root/bare"; done
   echo "$wanted" >"$work/root/made-from"
   # Only now under its name: what was interrupted is never taken for a root.
   rm -rf "$root"
   mv "$work/root" "$root"
-  rm -rf "$work" "$work.log"
+)
+
+# Prints a new folder beside PATH, for what is to become it.
+new_work() { # new_work PATH
+  local work
+  mkdir -p "$(dirname "$1")"
+  work=$(mktemp -d "$1.XXXXXX")
+  chmod 755 "$work" # mktemp's 700 would stay with what is made in it
+  echo "$work"
 }
 
 # --- entering a root ---------------------------------------------------------------------------------
@@ -155,7 +163,7 @@ in_tree() { # in_tree NAME COMMAND...
   for file in /etc/resolv.conf /etc/ssl/certs/ca-certificates.crt; do
     [[ ! -f $file ]] || mounts+=("$(readlink -f "$file")" "$file")
   done
-  [[ ! -d $ROOTS/cpython-$1 ]] || mounts+=("$ROOTS/cpython-$1" "$IN_ROOT_PYTHON")
+  [[ ! -d $ROOTS/cpython-$CPYTHON-$1 ]] || mounts+=("$ROOTS/cpython-$CPYTHON-$1" "$IN_ROOT_PYTHON")
   FOLDER=/src/edgeapp in_root "$ROOTS/$1" "${mounts[@]}" "$home" /root "$ROOT" /src/edgeapp \
     "$CACHE/frames" /root/.cache/edgeapp-build/frames "$own/build" /src/edgeapp/build "$own/dist" /src/edgeapp/dist -- \
     env PIP_CERT=/etc/ssl/certs/ca-certificates.crt SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" "${@:2}"
@@ -174,34 +182,33 @@ run_bare() { # run_bare NAME FILE ARGUMENT...
 
 # Compiles it for a root, to be mounted at $IN_ROOT_PYTHON. libpython is found by the program alone: a run path in
 # every extension would travel to targets and look into a folder there that is not ours.
-make_cpython() { # make_cpython NAME
-  local kept=$ROOTS/cpython-$1 work wanted
+make_cpython() ( # make_cpython NAME
+  kept=$ROOTS/cpython-$CPYTHON-$1
   wanted=$({
     echo "$CPYTHON_SHA256"
     cat "$ROOTS/$1/made-from"
     declare -f compile_cpython
   } | sha256sum)
   if [[ $(cat "$kept/made-from" 2>/dev/null) == "$wanted" ]]; then
-    return
+    exit
   fi
-  need curl "to fetch the sources of Python" curl
-  say "compiling Python $CPYTHON for $1 (10 minutes, once)"
-  work=$(mktemp -d "$kept.XXXXXX")
-  chmod 755 "$work"
-  run curl --fail --silent --show-error --location --output "$work/python.tar.xz" "$DEBIAN_MIRROR/$CPYTHON_SOURCE" ||
+  need wget "to fetch the sources of Python" wget
+  say "compiling Python $CPYTHON for $1 (some minutes, once)"
+  work=$(new_work "$kept")
+  trap 'rm -rf "$work"' EXIT
+  run wget --no-verbose --output-document="$work/python.tar.xz" "$DEBIAN_MIRROR/$CPYTHON_SOURCE" ||
     die $EX_UNAVAILABLE "cannot fetch the sources of Python" "$DEBIAN_MIRROR has no $CPYTHON_SOURCE, or no network" \
       "another mirror: DEBIAN_MIRROR=http://... ./build.sh"
   echo "$CPYTHON_SHA256  $work/python.tar.xz" | sha256sum --check --status ||
     die $EX_UNAVAILABLE "cannot use the sources of Python" "$CPYTHON_SOURCE is not what hooks/build_root.sh pins" \
       "try again or another mirror: DEBIAN_MIRROR=http://... ./build.sh"
   FOLDER=/work in_root "$ROOTS/$1" "$work" /work -- \
-    bash -euc "$(declare -f compile_cpython); compile_cpython $IN_ROOT_PYTHON" >"$work/log" 2>&1 ||
-    die 70 "cannot compile Python $CPYTHON" "$(tail -n 3 "$work/log")" "look into $work/log"
+    bash -euc "$(declare -f compile_cpython); compile_cpython $IN_ROOT_PYTHON" >"$kept.log" 2>&1 ||
+    die 70 "cannot compile Python $CPYTHON" "$(tail -n 3 "$kept.log")" "look into $kept.log"
   echo "$wanted" >"$work/installed$IN_ROOT_PYTHON/made-from"
   rm -rf "$kept"
   mv "$work/installed$IN_ROOT_PYTHON" "$kept"
-  rm -r "$work"
-}
+)
 
 compile_cpython() { # compile_cpython PREFIX
   tar xf python.tar.xz
@@ -216,39 +223,50 @@ compile_cpython() { # compile_cpython PREFIX
 
 # Freezes in a root, tries the result where nothing else is, and only then puts it into dist/.
 freeze_in_root() { # freeze_in_root NAME PYTHON FILE
-  local made=$ROOT/build/root-$1/dist/edgeapp
-  say "freeze: dist/$3 in $1"
+  local own=$ROOT/build/root-$1
   in_tree "$1" env PYTHON="$2" ./build.sh freeze
-  say "dist/$3 on Debian ${1%-*}, with its C and C++ library and nothing else"
-  rm -rf "$ROOT/build/root-$1/cache"
-  run run_bare "$1" "$made" --version
-  run run_bare "$1" "$made" demo >/dev/null
-  cp "$made" "$ROOT/build/root-$1/$3"
-  mv -f "$ROOT/build/root-$1/$3" "dist/$3" # a move, so that a running program keeps its file
+  say "dist/$3 with the C and the C++ library of Debian ${1%-*} and nothing else"
+  rm -rf "$own/cache"
+  run run_bare "$1" "$own/dist/edgeapp" --version
+  run run_bare "$1" "$own/dist/edgeapp" demo >/dev/null
+  cp "$own/dist/edgeapp" "$own/$3"
+  mv -f "$own/$3" "dist/$3" # a move, so that a running program keeps its file
   say "dist/$3: $(stat --format=%s "dist/$3") bytes"
 }
 
+# Whether a verb was given "run": to run the finished file FILE, and not to make it.
+to_run() { # to_run FILE [WORD]
+  case ${2:-} in
+    '') return 1 ;;
+    run) ;;
+    *) usage "no word $2: only run, or nothing" ;;
+  esac
+  [[ -f $1 ]] || usage "there is no ${1#"$ROOT/"} to run yet"
+}
+
 portable() { # portable [run ARGUMENT...]
+  local name=bullseye-amd64 file=$ROOT/dist/edgeapp
   [[ $MACHINE == x86_64 ]] || die $EX_UNAVAILABLE "cannot make the portable file" \
-    "it is for x86-64, this machine is $MACHINE" "./build.sh on an x86-64 machine"
+    "it is for x86-64, this machine is $MACHINE" "./build.sh portable on an x86-64 machine"
   need_namespaces
-  make_root bullseye amd64 libbz2-dev,liblzma-dev,libssl-dev,pkg-config
-  if [[ ${1:-} == run ]]; then
-    run_bare bullseye-amd64 "$ROOT/dist/edgeapp" "${@:2}"
+  if to_run "$file" "$@"; then
+    run_bare $name "$file" "${@:2}"
     return
   fi
-  make_cpython bullseye-amd64
-  freeze_in_root bullseye-amd64 $IN_ROOT_PYTHON/bin/python3 edgeapp
+  make_root bullseye amd64 libbz2-dev,liblzma-dev,libssl-dev,pkg-config
+  make_cpython $name
+  freeze_in_root $name $IN_ROOT_PYTHON/bin/python3 edgeapp
   sources >build/portable-from # so that freeze leaves it alone
 }
 
 aarch64() { # aarch64 [run ARGUMENT...]
+  local name=bookworm-arm64 file=$ROOT/dist/edgeapp-aarch64
   [[ $MACHINE == aarch64 ]] || need qemu-aarch64-static "to run programs for aarch64" qemu-user-static
   need_namespaces
-  make_root bookworm arm64 python3-dev,python3-venv
-  if [[ ${1:-} == run ]]; then
-    run_bare bookworm-arm64 "$ROOT/dist/edgeapp-aarch64" "${@:2}"
+  if to_run "$file" "$@"; then
+    run_bare $name "$file" "${@:2}"
     return
   fi
-  freeze_in_root bookworm-arm64 /usr/bin/python3 edgeapp-aarch64
+  make_root bookworm arm64 python3-dev,python3-venv
+  freeze_in_root $name /usr/bin/python3 edgeapp-aarch64
 }
