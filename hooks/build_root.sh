@@ -11,7 +11,7 @@ DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 # What compiles and freezes; git, file and musl-tools are for the checks and the launcher.
 TOOLS=binutils,ca-certificates,file,g++,git,libffi-dev,make,musl-tools,patch,xz-utils,zlib1g-dev
 # What every target has, and has to have: run_bare runs the finished file with these alone. PyInstaller's start
-# program opens zlib's library before anything is unpacked.
+# program is linked against zlib's library, and does not look for it in the bundle.
 BARE="libc6 libgcc-s1 libstdc++6 zlib1g"
 
 # Debian 11 has glibc 2.31, but only Python 3.9: CPython is compiled there, from the sources of Debian 13.
@@ -210,13 +210,17 @@ make_cpython() ( # make_cpython NAME
   mv "$work/installed$IN_ROOT_PYTHON" "$kept"
 )
 
+# Without -fno-semantic-interposition each call inside libpython would go by its table of symbols. Profile-guided
+# optimisation would take a quarter of an hour and make every build of it different.
 compile_cpython() { # compile_cpython PREFIX
+  local link="-Xlinker -export-dynamic -Wl,-rpath,$1/lib"
   tar xf python.tar.xz
   cd Python-*
   ./configure --prefix="$1" --enable-shared --disable-test-modules --without-static-libpython \
-    --without-ensurepip --without-doc-strings
-  make -j "$(nproc)" LINKFORSHARED="-Xlinker -export-dynamic -Wl,-rpath,$1/lib"
-  make install DESTDIR=/work/installed LINKFORSHARED="-Xlinker -export-dynamic -Wl,-rpath,$1/lib"
+    --without-ensurepip --without-doc-strings \
+    CFLAGS_NODIST=-fno-semantic-interposition LDFLAGS_NODIST=-fno-semantic-interposition
+  make -j "$(nproc)" LINKFORSHARED="$link"
+  make install DESTDIR=/work/installed LINKFORSHARED="$link"
 }
 
 # --- verbs -------------------------------------------------------------------------------------------
@@ -228,6 +232,7 @@ freeze_in_root() { # freeze_in_root NAME PYTHON FILE
   say "dist/$3 with the C and the C++ library of Debian ${1%-*} and nothing else"
   rm -rf "$own/cache"
   run run_bare "$1" "$own/dist/edgeapp" --version
+  run run_bare "$1" "$own/dist/edgeapp" self-test
   run run_bare "$1" "$own/dist/edgeapp" demo >/dev/null
   cp "$own/dist/edgeapp" "$own/$3"
   mv -f "$own/$3" "dist/$3" # a move, so that a running program keeps its file
