@@ -283,11 +283,12 @@ made_from() { # made_from WORD...
 
 # PyInstaller warns of what it does not find, and goes on: here that ends the build.
 freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK [LAYOUT]
-  local work=$1 layout=${2:-folder} bad
+  local work=$1 layout=${2:-folder} bad known="named 'collections.abc'"
+  [[ -z $SLIM ]] || known+="|named '?onnxruntime'? "
   mkdir -p "$work"
   # The hash seed makes two builds of one commit the same to the byte, with SOURCE_DATE_EPOCH.
   run env PYTHONHASHSEED=1 PYINSTALLER_CONFIG_DIR="$work/cache" PYTHONPATH="$ROOT" \
-    EDGEAPP_LAYOUT="$layout" EDGEAPP_TENSORRT="$FLAVOUR" EDGEAPP_BUILDER="$BUILDER" EDGEAPP_CUDA="$CUDA" \
+    EDGEAPP_LAYOUT="$layout" EDGEAPP_SLIM="$SLIM" EDGEAPP_TENSORRT="$FLAVOUR" EDGEAPP_BUILDER="$BUILDER" EDGEAPP_CUDA="$CUDA" \
     "$VENV/bin/python" -m PyInstaller --noconfirm --log-level WARN \
     --workpath "$work" --distpath "$work/dist" edgeapp.spec 2>&1 | tee "$work/log" >&2 ||
     die 70 "PyInstaller failed" "see above" "see above"
@@ -295,7 +296,7 @@ freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK [LAYOUT]
   # A module that edgeapp itself imports and that did not travel: left out on purpose, or missing here.
   # (collections.abc is no file in Python 3.13, collections makes it.)
   bad+=$(grep -E '^(missing|excluded) module named .* imported by .*\bedgeapp\b' \
-    "$work/edgeapp/warn-edgeapp.txt" | grep -v "named 'collections.abc'" || true)
+    "$work/edgeapp/warn-edgeapp.txt" | grep -vE "$known" || true)
   [[ -z $bad ]] || die 70 "the frozen program would be incomplete" "$bad" "install it, or name it in edgeapp.spec"
 }
 
@@ -336,7 +337,7 @@ pack() { # pack WORK NAME
 }
 
 freeze() {
-  FLAVOUR=lean BUILDER=0
+  FLAVOUR=lean BUILDER=0 SLIM=
   while (($#)); do
     case $1 in
       --tensorrt)
@@ -345,6 +346,7 @@ freeze() {
         ;;
       --tensorrt=*) FLAVOUR=${1#*=} ;;
       --with-builder) BUILDER=1 ;;
+      --slim) SLIM=1 ;;
       *) usage "freeze does not know $1" ;;
     esac
     shift $(($# > 0))
@@ -354,12 +356,14 @@ freeze() {
     lean1) usage "--with-builder needs --tensorrt full or system: the lean runtime cannot build" ;;
     *) usage "--tensorrt is lean, system or full" ;;
   esac
+  [[ -z $SLIM || $FLAVOUR == lean ]] || usage "--slim goes with --tensorrt lean alone"
   setup "$FLAVOUR"
   need objcopy "to freeze" binutils
   need musl-gcc "to compile the launcher" musl-tools
-  local name=edgeapp work=$ROOT/build/freeze-$FLAVOUR wanted
+  local name=edgeapp work=$ROOT/build/freeze-$FLAVOUR${SLIM:+-slim} wanted
   [[ $FLAVOUR == lean ]] || name=edgeapp-$FLAVOUR
-  wanted=$(made_from "$FLAVOUR" "$BUILDER")
+  name+=${SLIM:+-slim}
+  wanted=$(made_from "$FLAVOUR" "$BUILDER" "$SLIM")
   # What the host brings can change unseen: system is always made anew.
   if [[ $FLAVOUR != system && -f dist/$name && $(cat "$work/made-from" 2>/dev/null) == "$wanted" ]]; then
     return
@@ -426,6 +430,7 @@ lint() {
 
 check() { # what CI runs
   lint
+  freeze --slim
   test_
   smoke
 }
@@ -469,6 +474,7 @@ usage: ./build.sh [VERB]
   (none)   setup, freeze, smoke: from a clone to a proven dist/edgeapp
   setup    the virtual environment build/venv-3.N with everything pinned; PyCUDA is compiled, 90 s, once
   freeze   dist/edgeapp    --tensorrt lean|system|full   which TensorRT travels inside (lean)
+                           --slim                        dist/edgeapp-slim: no ONNX Runtime, lean 8.6.0 or demo
                            --with-builder                with what builds plans; system and full only
   portable dist/edgeapp, made in a Debian 11: for x86-64 with glibc 2.31 (Debian 11, Ubuntu 20.04) or newer;
            needs debootstrap; 10 minutes the first time. `portable run ...` runs it there, bare

@@ -25,6 +25,10 @@ def demo(settings: Settings, stop: Stop, talk: Talk) -> int:
         the exit code of the run.
     """
     pictures = sorted(str(path) for path in paths.resource("demo").glob("*.jpg"))
+    if not pictures:
+        raise errors.NotFoundError(
+            "the demo is not inside this program", "it was frozen with --slim", "use the full edgeapp"
+        )
     settings = replace(
         settings,
         input=settings.input or tuple(pictures),

@@ -37,7 +37,8 @@ def _pillow() -> str:
 def _onnxruntime() -> str:
     from edgeapp.cpu.engine import CpuEngine
 
-    return CpuEngine(str(paths.resource("demo/model.onnx"))).name
+    model = paths.resource("demo/model.onnx")
+    return CpuEngine(str(model)).name if model.is_file() else "left out (frozen with --slim)"
 
 
 def _tensorrt() -> str:
@@ -91,10 +92,6 @@ def self_test(names: Sequence[str], as_json: bool, stop: Stop) -> int:
         began = time.perf_counter()
         try:
             version = STEPS[name]()
-        except ModuleNotFoundError as error:
-            if name != "onnxruntime":
-                raise
-            version = f"left out ({error.name})"
         except Exception as error:
             raise errors.SystemRefusedError(
                 f"self-test: {name} does not work on this machine",

@@ -36,7 +36,14 @@ class CpuEngine:
     def __init__(self, path: str) -> None:
         # Since 1.31 ONNX Runtime for Linux writes a session file into TMPDIR and reports to its maker.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        import onnxruntime as ort  # late: 0.1 s, and only CPU runs need it
+        try:
+            import onnxruntime as ort  # late: 0.1 s, and only CPU runs need it
+        except ModuleNotFoundError as error:
+            raise errors.DataError(
+                f"cannot run {paths.printable(path)}: this program carries no ONNX Runtime",
+                "it was frozen with --slim, for plans only",
+                "use the full edgeapp, or build a TensorRT plan of it",
+            ) from error
 
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its exceptions say the same again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -27,3 +28,12 @@ def content(binary: Path, frozen_cache: Path) -> Path:
 def bundle(content: Path) -> Path:
     """The folder with all that travels inside but the program itself."""
     return content / "_internal"
+
+
+@pytest.fixture
+def lean_bundle(bundle: Path) -> Path:
+    """The same, for what holds of the lean program only."""
+    flavour = json.loads((bundle / "build.json").read_text())["tensorrt"]
+    if flavour != "lean":
+        pytest.skip(f"built with TensorRT {flavour}")
+    return bundle

@@ -39,15 +39,6 @@ def lines_of(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-@pytest.fixture
-def lean_bundle(bundle: Path) -> Path:
-    """The same, for what holds of the lean program only."""
-    flavour = json.loads((bundle / "build.json").read_text())["tensorrt"]
-    if flavour != "lean":
-        pytest.skip(f"built with TensorRT {flavour}")
-    return bundle
-
-
 def files_of(bundle: Path) -> list[Path]:
     return sorted(path for path in bundle.rglob("*") if path.is_file() and not path.is_symlink())
 
