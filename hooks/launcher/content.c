@@ -48,7 +48,7 @@ static bool read_at(int file, void *buffer, size_t size, uint64_t offset, struct
         if (got < 0 && errno == EINTR && !stop_signal)
             continue;
         if (got < 0)
-            return fail(why, errno, "cannot read its own file: %s", strerror(errno));
+            return damaged(why, strerror(errno));
         if (got == 0)
             return damaged(why, "it ends too early");
         to += got, size -= (size_t)got, offset += (uint64_t)got;

@@ -138,8 +138,13 @@ static void find_places(void) {
     }
     if ((value = variable("XDG_CACHE_HOME")))
         add_place("XDG_CACHE_HOME", value, "/edgeapp")->make_parents = true;
-    if ((value = variable("HOME")))
-        add_place("HOME", value, "/.cache/edgeapp");
+    if ((value = variable("HOME"))) {
+        struct stat stat;
+        place = add_place("HOME", value, "/.cache/edgeapp");
+        /* As after sudo: the owner of this home could not use what root makes there, or could change it. */
+        if (!place->why.code && lstat(value, &stat) == 0 && S_ISDIR(stat.st_mode) && stat.st_uid != geteuid())
+            fail(&place->why, EPERM, "HOME belongs to user %u", stat.st_uid);
+    }
     snprintf(own, sizeof own, "/edgeapp-%u", geteuid());
     add_place("last resort", "/var/tmp", own)->in_tmp = true;
     add_place("last resort", "/tmp", own)->in_tmp = true;
@@ -286,21 +291,22 @@ static void tidy(int cache, const char *current, bool keep_newest) {
 
 /* ---- finding and unpacking ---- */
 
-/* The content's folder, open and with the shared lock, if it is whole; else -1. */
-static int open_content(const struct content *content, const struct place *place, bool every_byte, bool say_why) {
+/* The content's folder, open and with the shared lock, if it is whole; else -1.
+ * The first look says what it finds wrong. With the cache's lock, nobody can be removing it for long. */
+static int open_content(const struct content *content, const struct place *place, bool every_byte, bool locked) {
     struct reason why;
     struct stat opened, named;
     int folder = openat(place->folder, content->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (folder < 0)
         return -1;
     /* Refused by one who removes it; some read-only file systems know no locks, and need none. */
-    if (flock(folder, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK)
+    if (flock(folder, locked ? LOCK_SH : LOCK_SH | LOCK_NB) && (errno == EWOULDBLOCK || errno == EINTR))
         goto absent;
     if (fstat(folder, &opened) || fstatat(place->folder, content->name, &named, AT_SYMLINK_NOFOLLOW) ||
         opened.st_ino != named.st_ino)
         goto absent;
     if (!content_is_whole(content, folder, every_byte, &why)) {
-        if (say_why && !stop_signal)
+        if (!locked)
             fprintf(stderr, "edgeapp: not using the files in %s/%s: %s\n", place->path, content->name, why.text);
         goto absent;
     }
@@ -360,7 +366,7 @@ static int make_content(const struct content *content, struct place *place, bool
         return -1;
     if (!take_lock(place->folder, &lock, why))
         goto end;
-    folder = open_content(content, place, every_byte, false); /* somebody else may have been faster */
+    folder = open_content(content, place, every_byte, true); /* somebody else may have been faster */
     if (folder >= 0 || stop_signal)
         goto end;
     remove_content(place->folder, content->name);
@@ -472,7 +478,7 @@ int main(int count, char **words) {
     find_places();
     const bool every_byte = wants_every_byte(count, words);
     for (int i = 0; i < place_count; i++) {
-        int folder = open_place(&places[i]) ? open_content(&content, &places[i], every_byte, true) : -1;
+        int folder = open_place(&places[i]) ? open_content(&content, &places[i], every_byte, false) : -1;
         if (folder >= 0)
             return become(&content, &places[i], folder, own_path, words);
     }
