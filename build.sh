@@ -281,6 +281,14 @@ made_from() { # made_from WORD...
   } | sha256sum
 }
 
+# What git calls this tree, with -dirty if what is frozen has changed since; nothing where there is no git.
+commit() {
+  local commit
+  commit=$(git rev-parse HEAD 2>/dev/null) || return 0
+  [[ -z $(git status --porcelain -- edgeapp hooks edgeapp.spec build.sh LICENSE) ]] || commit+=-dirty
+  echo "$commit"
+}
+
 # PyInstaller warns of what it does not find, and goes on: here that ends the build.
 freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK [LAYOUT]
   local work=$1 layout=${2:-folder} bad known="named 'collections.abc'"
@@ -288,7 +296,8 @@ freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK [LAYOUT]
   mkdir -p "$work"
   # The hash seed makes two builds of one commit the same to the byte, with SOURCE_DATE_EPOCH.
   run env PYTHONHASHSEED=1 PYINSTALLER_CONFIG_DIR="$work/cache" PYTHONPATH="$ROOT" \
-    EDGEAPP_LAYOUT="$layout" EDGEAPP_SLIM="$SLIM" EDGEAPP_TENSORRT="$FLAVOUR" EDGEAPP_BUILDER="$BUILDER" EDGEAPP_CUDA="$CUDA" \
+    EDGEAPP_LAYOUT="$layout" EDGEAPP_SLIM="$SLIM" EDGEAPP_TENSORRT="$FLAVOUR" EDGEAPP_BUILDER="$BUILDER" \
+    EDGEAPP_CUDA="$CUDA" EDGEAPP_COMMIT="$(commit)" \
     "$VENV/bin/python" -m PyInstaller --noconfirm --log-level WARN \
     --workpath "$work" --distpath "$work/dist" edgeapp.spec 2>&1 | tee "$work/log" >&2 ||
     die 70 "PyInstaller failed" "see above" "see above"
@@ -319,6 +328,14 @@ zstd_folder() {
     mv "$work" "$folder"
   fi
   echo "$folder"
+}
+
+# Adds sbom.json and licences/ to the frozen folder; the last change to it.
+add_bill_of_materials() { # add_bill_of_materials WORK
+  local musl zstd
+  musl=$(musl-gcc -static '-###' x.o 2>&1 | grep -oE '/[^" ]*/crt1\.o') # a file of musl
+  zstd=$(zstd_folder)
+  run "$VENV/bin/python" hooks/sbom.py "$1/dist/edgeapp" "$1/edgeapp/origins.json" --musl "$musl" --zstd "$zstd"
 }
 
 # The launcher: static, of musl and zstd, so that it starts on every Linux.
@@ -363,7 +380,7 @@ freeze() {
   local name=edgeapp work=$ROOT/build/freeze-$FLAVOUR${SLIM:+-slim} wanted
   [[ $FLAVOUR == lean ]] || name=edgeapp-$FLAVOUR
   name+=${SLIM:+-slim}
-  wanted=$(made_from "$FLAVOUR" "$BUILDER" "$SLIM")
+  wanted=$(made_from "$FLAVOUR" "$BUILDER" "$SLIM" "$(commit)")
   # What the host brings can change unseen: system is always made anew.
   if [[ $FLAVOUR != system && -f dist/$name && $(cat "$work/made-from" 2>/dev/null) == "$wanted" ]]; then
     return
@@ -374,6 +391,7 @@ freeze() {
   fi
   say "freeze: dist/$name"
   freeze_with_pyinstaller "$work"
+  add_bill_of_materials "$work"
   pack "$work" "$name"
   [[ $name != edgeapp ]] || rm -f build/portable-from
   echo "$wanted" >"$work/made-from"
