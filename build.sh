@@ -333,7 +333,7 @@ zstd_folder() {
 # Adds sbom.json and licences/ to the frozen folder; the last change to it.
 add_bill_of_materials() { # add_bill_of_materials WORK
   local musl zstd
-  musl=$(musl-gcc -static '-###' x.o 2>&1 | grep -oE '/[^" ]*/crt1\.o') # a file of musl
+  musl=$(musl-gcc -M -E - <<<'#include <stdlib.h>' | grep -oE '/[^ ]*/stdlib\.h') # a file of musl's package
   zstd=$(zstd_folder)
   run "$VENV/bin/python" hooks/sbom.py "$1/dist/edgeapp" "$1/edgeapp/origins.json" --musl "$musl" --zstd "$zstd"
 }
