@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NoReturn
 
-from edgeapp import __version__, errors, launched, paths, settings
+from edgeapp import errors, launched, paths, settings
 from edgeapp.log import Talk
 from edgeapp.stopping import Stop
 
@@ -39,6 +39,12 @@ def _self_test(names: Sequence[str], as_json: bool, _: settings.Settings, stop: 
     from edgeapp.commands.selftest import self_test
 
     return self_test(names, as_json, stop)
+
+
+def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
+    from edgeapp.commands.about import about
+
+    return about(what)
 
 
 COMMANDS = {
@@ -83,7 +89,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
-    """The command and its settings; `--help` and `--version` print and end the program.
+    """The command and its settings; `--help` prints and ends the program.
 
     Raises:
         UsageError: a word is not understood.
@@ -115,7 +121,12 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
             allow_abbrev=False,
             usage="edgeapp [COMMAND] [--engine FILE] [--input PATH ...] [options]",
         )
-        parser.add_argument("--version", action="version", version=f"edgeapp {__version__}")
+        about = parser.add_argument_group("about this program")
+        one = about.add_mutually_exclusive_group()
+        one.add_argument("--version", action="store_true", help="print the version and end")
+        one.add_argument("--sbom", action="store_true", help="print all that is inside, as CycloneDX JSON, and end")
+        one.add_argument("--licenses", action="store_true", help="print the licence texts of all that and end")
+        about.add_argument("--json", action="store_true", help="with --version: of everything that matters, as JSON")
     command: Command = _run
     if name == "demo":
         command = _demo
@@ -140,7 +151,18 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         command = partial(_cache, given.action, given.json)
     elif name == "self-test":
         command = partial(_self_test, given.parts, given.json)
+    elif name == "run" and (what := _asked_about(given)):
+        return partial(_about, what), settings.Settings()
     return command, settings.from_arguments(given)
+
+
+def _asked_about(given: argparse.Namespace) -> str:
+    """What is to be told of the program itself, "" if nothing."""
+    if getattr(given, "version", False):
+        return "facts" if given.json else "version"
+    if getattr(given, "json", False):
+        raise errors.UsageError("--json needs --version", "results are JSON Lines anyway", "edgeapp --version --json")
+    return next((what for what in ("sbom", "licenses") if getattr(given, what, False)), "")
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:

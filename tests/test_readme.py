@@ -80,7 +80,7 @@ def test_build_command_exists(command: str) -> None:
 
 def test_every_flag_of_the_readme_exists() -> None:
     """No flag is shown that the program does not have (TensorRT's and build.sh's own aside)."""
-    known = {option.flag for option in settings.OPTIONS} | {"--help", "--version"}
+    known = {option.flag for option in settings.OPTIONS} | {"--help", "--version", "--json", "--sbom", "--licenses"}
     foreign = {"--versionCompatible", "--excludeLeanRuntime", "--hardwareCompatibilityLevel", "--onnx", "--saveEngine",
                "--runtime", "--gpus", "--tensorrt", "--slim"}  # fmt: skip
     shown = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]+", README))
