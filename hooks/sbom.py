@@ -51,8 +51,9 @@ TENSORRT = "NVIDIA TensorRT Software License Agreement"
 CUDA = "NVIDIA CUDA Toolkit End User License Agreement"
 CUDNN = "NVIDIA cuDNN Software License Agreement"
 
-# Licences of wheels that say nothing that SPDX knows, or not all.
+# Licences of wheels without an SPDX expression, as far as the old field does not tell, or not all.
 WHEELS = {
+    "numpy": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",  # as later ones say themselves
     "onnxruntime": "MIT",
     "pycuda": "MIT AND PSF-2.0 AND BSL-1.0",  # its own _struct is CPython's; Boost.Python is linked in
     "pyinstaller": "GPL-2.0-or-later WITH Bootloader-exception AND Apache-2.0",
@@ -193,8 +194,9 @@ def licence_of_wheel(package: importlib.metadata.Distribution) -> str:
         if name.startswith(start):
             return licence
     metadata = package.metadata.json
-    told = str(metadata.get("license_expression") or metadata.get("license") or "")
-    return WHEELS.get(name) or told.split("\n")[0] or "see its licence text"
+    told = str(metadata.get("license") or "").strip()
+    told = "" if "\n" in told else told  # the whole text, in older wheels
+    return str(metadata.get("license_expression") or WHEELS.get(name) or told or "see its licence text")
 
 
 def texts_of_wheel(package: importlib.metadata.Distribution) -> dict[str, Path]:
