@@ -289,9 +289,9 @@ def component_of_debian(package: str) -> Component:
     text = Path("/usr/share/doc", name, "copyright")
     known = (licence for start, licence in SOURCE_PACKAGES.items() if re.match(rf"{start}(-[\d.]+)?$", source))
     licence = next(known, f"see licences/{name}/copyright")
-    texts = {f"{name}/copyright": text}
+    texts = {f"{name}/copyright": text} if text.is_file() else {}
     for spdx, file in COMMON_LICENCES.items():
-        if spdx in licence and f"/usr/share/common-licenses/{file}" in text.read_text("utf-8", "replace"):
+        if texts and spdx in licence and f"/usr/share/common-licenses/{file}" in text.read_text("utf-8", "replace"):
             texts[f"{name}/{file}"] = Path("/usr/share/common-licenses", file)
     kind = f"deb/{system['ID']}"
     url = purl(kind, name, version, arch=architecture, distro=f"{system['ID']}-{system.get('VERSION_ID', 'unstable')}")
@@ -394,7 +394,11 @@ class Bill:
         path = Path(source)
         if path.parent.name == "tensorrt_lean8_libs":
             return self.add(component_of_lean8(path.parent))
-        if wheel := wheel_of(source):
+        wheel = wheel_of(source)
+        # What JetPack and Debian install is in dpkg's lists and may look like a wheel as well.
+        if wheel and not path.resolve().is_relative_to(sys.prefix) and (package := debian_package(source)):
+            return self.add(component_of_debian(package))
+        if wheel:
             owner = self.add(component_of_wheel(wheel))
             if not path.parent.name.endswith(".libs"):
                 return owner
