@@ -315,17 +315,24 @@ def component_of_edgeapp() -> Component:
     )
 
 
+@cache
 def component_of_python() -> Component:
+    """The interpreter and its standard library; a distribution's has that one's version, for its fixes are in it."""
     version = platform.python_version()
     text = Path(sysconfig.get_paths()["stdlib"], "LICENSE.txt")
-    if not text.is_file():  # Debian's Python has it elsewhere
-        text = Path("/usr/share/doc", debian_package(os.__file__).split(":")[0], "copyright")
+    if package := debian_package(os.__file__):
+        debian = replace(component_of_debian(package), name="CPython", licence="Python-2.0.1")
+        return replace(debian, texts={"python/LICENSE.txt": text}) if text.is_file() else debian
     if not text.is_file():
         raise UnexplainedError("the licence text of this Python cannot be found")
-    component = Component("CPython", version, "Python-2.0.1", purl("generic", "cpython", version))
-    component.texts = {f"python/{text.name}": text}
-    component.cpe = f"cpe:2.3:a:python:python:{version}:*:*:*:*:*:*:*"
-    return component
+    return Component(
+        "CPython",
+        version,
+        "Python-2.0.1",
+        purl("generic", "cpython", version),
+        cpe=f"cpe:2.3:a:python:python:{version}:*:*:*:*:*:*:*",
+        texts={"python/LICENSE.txt": text},
+    )
 
 
 def component_of_lean8(folder: Path) -> Component:
