@@ -463,8 +463,7 @@ campaign() { # campaign NAME
     start) # how fast it starts, beside PyInstaller's onedir and onefile of the same program
       freeze
       freeze_with_pyinstaller "$ROOT/build/freeze-onefile" file
-      run "$VENV/bin/python" tests/frozen/bench_start.py dist/edgeapp \
-        build/freeze-lean/dist/edgeapp/edgeapp build/freeze-onefile/dist/edgeapp
+      run "$VENV/bin/python" tests/frozen/bench_start.py dist/edgeapp build/freeze-onefile/dist/edgeapp
       ;;
     reproducible) # two clones in two folders, each with a cache of its own, so that each compiles everything
       local here folder

@@ -1,9 +1,10 @@
 """How fast the one file starts, beside PyInstaller's own forms of the same program; `build.sh campaign start` runs it.
 
-Usage: bench_start.py EDGEAPP ONEDIR_PROGRAM ONEFILE [ROUNDS]
+Usage: bench_start.py EDGEAPP ONEFILE [ROUNDS]
 
-Every round starts each of them once, in turn; medians over the rounds, with warm page cache. "first" removes the
-unpacked files before; stock onefile has no other kind of start. Prints a table in Markdown.
+onedir is what edgeapp unpacks, started without the launcher. Every round starts each of them once, in turn; medians
+over the rounds, with warm page cache. "first" removes the unpacked files before; stock onefile has no other kind of
+start. ONEFILE may be "-", for none. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -38,22 +39,24 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def main(edgeapp: Path, onedir: Path, onefile: Path, rounds: int) -> None:
+CASES = {"warm --version": ("--version",), "warm imports": IMPORTS, "first --version": ("--version",)}
+
+
+def main(edgeapp: Path, onefile: Path | None, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         cache = Path(name) / "cache"
-        cases = {
-            "warm --version": [("edgeapp", edgeapp), ("onedir", onedir), ("onefile", onefile)],
-            "warm imports": [("edgeapp", edgeapp), ("onedir", onedir), ("onefile", onefile)],
-            "first --version": [("edgeapp", edgeapp), ("onefile", onefile)],
-        }
+        run(edgeapp, ("--version",), cache)
+        onedir = shutil.copytree(next(cache.glob("*/edgeapp")).parent, Path(name) / "onedir", symlinks=True) / "edgeapp"
+        programs = {"edgeapp": edgeapp, "onedir": onedir} | ({"onefile": onefile} if onefile else {})
         seconds: dict[tuple[str, str], list[float]] = {}
         written = 0
-        for case, programs in cases.items():
-            words = IMPORTS if "imports" in case else ("--version",)
-            for program in (edgeapp, onedir, onefile):
+        for case, words in CASES.items():
+            for program in programs.values():
                 run(program, words, cache)
             for _ in range(rounds):
-                for kind, program in programs:
+                for kind, program in programs.items():
+                    if case.startswith("first") and kind == "onedir":
+                        continue
                     if case.startswith("first") and kind == "edgeapp":
                         shutil.rmtree(cache)
                         os.sync()  # what was removed shall not burden the next start
@@ -61,18 +64,19 @@ def main(edgeapp: Path, onedir: Path, onefile: Path, rounds: int) -> None:
                     seconds.setdefault((case, kind), []).append(duration)
                     if case.startswith("warm") and kind == "edgeapp":
                         written = max(written, bytes_written)
+        sizes = {kind: size_of(p.parent if kind == "onedir" else p) / 1e6 for kind, p in programs.items()}
     print("| | edgeapp | onedir | stock onefile | edgeapp / onedir | edgeapp / onefile |\n|---|---|---|---|---|---|")
-    sizes = [size_of(edgeapp), size_of(onedir.parent), size_of(onefile)]
-    print("| size, MB | " + " | ".join(f"{size / 1e6:.1f}" for size in sizes), end=" | ")
-    print(f"{sizes[0] / sizes[1]:.2f} | {sizes[0] / sizes[2]:.2f} |")
-    for case in cases:
-        median = {kind: statistics.median(seconds[case, kind]) for c, kind in seconds if c == case}
-        cells = [f"{median[kind]:.3f}" if kind in median else "" for kind in ("edgeapp", "onedir", "onefile")]
-        ratios = [f"{median['edgeapp'] / median[kind]:.2f}" if kind in median else "" for kind in ("onedir", "onefile")]
-        print(f"| {case}, s | {' | '.join([*cells, *ratios])} |")
+    rows = {"size, MB": sizes}
+    for case in CASES:
+        rows[f"{case}, s"] = {kind: statistics.median(s) for (c, kind), s in seconds.items() if c == case}
+    for title, row in rows.items():
+        cells = [f"{row[kind]:.3g}" if kind in row else "" for kind in ("edgeapp", "onedir", "onefile")]
+        ratios = [f"{row['edgeapp'] / row[kind]:.2f}" if kind in row else "" for kind in ("onedir", "onefile")]
+        print(f"| {title} | {' | '.join([*cells, *ratios])} |")
     print(f"| bytes written by a warm start | {written} | | | | |")
     print(f"\nmedians of {rounds} rounds, {os.cpu_count()} processors, {' '.join(os.uname()[i] for i in (0, 2, 4))}")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), rounds=int((*sys.argv[4:], 20)[0]))
+    peer = None if sys.argv[2] == "-" else Path(sys.argv[2])
+    main(Path(sys.argv[1]), peer, rounds=int((*sys.argv[3:], 20)[0]))

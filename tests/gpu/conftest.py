@@ -41,6 +41,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def edgeapp(tmp_path: Path) -> Program:
-    """The frozen file, from outside, with an empty environment."""
-    return Program([str(frozen_binary())], tmp_path, {"HOME": str(tmp_path)})
+def edgeapp(tmp_path: Path, frozen_cache: Path) -> Program:
+    """The frozen file, from outside, with an empty environment but for where it unpacks itself."""
+    return Program([str(frozen_binary())], tmp_path, {"HOME": str(tmp_path), "EDGEAPP_CACHE": str(frozen_cache)})

@@ -82,7 +82,7 @@ def assert_ends(edgeapp: Program, tensor: Path, child: subprocess.Popen[bytes], 
 def test_signal_at_any_time_ends_the_process(
     edgeapp: Program, tensor: Path, number: signal.Signals, after_s: float
 ) -> None:
-    """While onefile unpacks, in the bootstrap or in the work."""
+    """While Python starts, in the bootstrap or in the work."""
     child = start_long(edgeapp, tensor)
     time.sleep(after_s)
     assert_ends(edgeapp, tensor, child, number)
