@@ -335,7 +335,8 @@ add_bill_of_materials() { # add_bill_of_materials WORK
   local musl zstd
   musl=$(musl-gcc -M -E - <<<'#include <stdlib.h>' | grep -oE '/[^ ]*/stdlib\.h') # a file of musl's package
   zstd=$(zstd_folder)
-  run "$VENV/bin/python" hooks/sbom.py "$1/dist/edgeapp" "$1/edgeapp/origins.json" --musl "$musl" --zstd "$zstd"
+  run "$VENV/bin/python" hooks/sbom.py "$1/dist/edgeapp" "$1/edgeapp/origins.json" \
+    --launcher "$1/launcher" --musl "$musl" --zstd "$zstd"
 }
 
 # The launcher: static, of musl and zstd, so that it starts on every Linux.
@@ -349,7 +350,6 @@ build_launcher() { # build_launcher OUTPUT
 # The one file: the launcher and the frozen folder, compressed.
 pack() { # pack WORK NAME
   mkdir -p dist
-  build_launcher "$1/launcher"
   run "$VENV/bin/python" hooks/launcher/pack.py "$1/launcher" "$1/dist/edgeapp" "dist/$2" "$CACHE/frames"
 }
 
@@ -391,6 +391,7 @@ freeze() {
   fi
   say "freeze: dist/$name"
   freeze_with_pyinstaller "$work"
+  build_launcher "$work/launcher"
   add_bill_of_materials "$work"
   pack "$work" "$name"
   [[ $name != edgeapp ]] || rm -f build/portable-from

@@ -1,10 +1,10 @@
 """Adds to the frozen folder what it is made of: sbom.json (CycloneDX 1.6), and every licence text in licences/.
 
-Usage: sbom.py FOLDER ORIGINS [--musl FILE] [--zstd FOLDER]
+Usage: sbom.py FOLDER ORIGINS [--launcher FILE] [--musl FILE] [--zstd FOLDER]
     FOLDER: what PyInstaller has collected.
     ORIGINS: what edgeapp.spec wrote: where every file and module of it came from.
-    --musl, --zstd: a file of musl and the folder of zstd, which the launcher is linked with; it will be packed in
-    front of the folder and is no file of it.
+    --launcher: the launcher, which will be packed in front of the folder and is no file of it.
+    --musl, --zstd: a file of musl's package and the folder of zstd, which the launcher is linked with.
 Run by the Python whose packages the folder is made of. SOURCE_DATE_EPOCH is the time in the document.
 
 Every file, every module in the program and every module in base_library.zip belongs to one component; what none can
@@ -131,6 +131,7 @@ class Component:
         kind: CycloneDX's type.
         description: where the name alone would not do.
         version_from: where the version was found, when not in a package's own data.
+        digest: SHA-256, of a part that is one file and lies outside the folder.
         texts: path below licences/ -> where the licence text is now.
         files: name in the bundle -> SHA-256, or None for sbom.json itself.
         parts: what it carries along.
@@ -144,6 +145,7 @@ class Component:
     description: str = ""
     version_from: str = ""
     cpe: str = ""
+    digest: str = ""
     texts: dict[str, Path] = field(default_factory=dict)
     files: dict[str, str | None] = field(default_factory=dict)
     parts: dict[str, Component] = field(default_factory=dict)
@@ -346,8 +348,10 @@ def component_of_lean8(folder: Path) -> Component:
     return Component(name, version, TENSORRT, purl("pypi", name, version), texts=texts)
 
 
-def launcher_components(libc: Path | None, zstd: Path | None) -> Iterator[Component]:
+def launcher_components(launcher: Path | None, libc: Path | None, zstd: Path | None) -> Iterator[Component]:
     """What lies in front of the folder in the one file."""
+    if not launcher:
+        return
     version = edgeapp_version()
     yield Component(
         "edgeapp-launcher",
@@ -355,6 +359,7 @@ def launcher_components(libc: Path | None, zstd: Path | None) -> Iterator[Compon
         "Apache-2.0",
         purl("generic", "edgeapp-launcher", version),
         description="static program that the one file starts with; no file of the folder",
+        digest=sha256(launcher.read_bytes()),
         texts={"edgeapp-launcher/LICENSE": HERE / "LICENSE"},
     )
     if libc:
@@ -522,6 +527,8 @@ def as_json(component: Component, owner: str = "") -> dict[str, Any]:
         "cpe": component.cpe,
         "purl": component.purl,
     }
+    if component.digest:
+        value["hashes"] = [{"alg": "SHA-256", "content": component.digest}]
     if component.version_from:
         value["properties"] = [{"name": "edgeapp:version-from", "value": component.version_from}]
     value["components"] = [as_json(part, own) for part in sorted_components(component.parts.values())]
@@ -570,9 +577,7 @@ def document(bill: Bill, epoch: int) -> dict[str, Any]:
     return {**body, "serialNumber": f"urn:uuid:{serial}"}
 
 
-def write(
-    folder: Path, origins: dict[str, Any], epoch: int, libc: Path | None = None, zstd: Path | None = None
-) -> None:
+def write(folder: Path, origins: dict[str, Any], epoch: int, launcher: Iterable[Component] = ()) -> None:
     """Add sbom.json and licences/ to a frozen folder.
 
     Raises:
@@ -584,7 +589,7 @@ def write(
     bill = Bill(origins)
     for name, digest in contents(folder).items():
         bill.of_file(name).files[name] = digest
-    for component in launcher_components(libc, zstd):
+    for component in launcher:
         bill.add(component)
     for component in bill.components.values():
         for name, source in component.texts.items():
@@ -601,12 +606,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("origins", type=Path)
+    parser.add_argument("--launcher", type=Path)
     parser.add_argument("--musl", type=Path)
     parser.add_argument("--zstd", type=Path)
     words = parser.parse_args()
     try:
         origins = json.loads(words.origins.read_text())
-        write(words.folder, origins, int(os.environ["SOURCE_DATE_EPOCH"]), words.musl, words.zstd)
+        launcher = launcher_components(words.launcher, words.musl, words.zstd)
+        write(words.folder, origins, int(os.environ["SOURCE_DATE_EPOCH"]), launcher)
     except UnexplainedError as error:
         sys.exit(f"sbom.py: cannot write the bill of materials\n  why: {error}\n  fix: name it in hooks/sbom.py")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -203,6 +204,14 @@ def test_parts_that_are_no_packages_are_components(bill: dict[str, Any]) -> None
     ]
     assert found["edgeapp"]["version"] == found["edgeapp-launcher"]["version"] == edgeapp.__version__
     assert {"musl", "zstd"} <= set(found)
+
+
+def test_launcher_is_the_one_that_the_bill_names(binary: Path, bill: dict[str, Any]) -> None:
+    """Its hash is that of the first bytes of the file, up to where the compressed files begin."""
+    data = binary.read_bytes()
+    (frames_at,) = struct.unpack_from("<Q", data, len(data) - 56)
+    [launcher] = [component for component in tops(bill) if component["name"] == "edgeapp-launcher"]
+    assert launcher["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(data[:frames_at]).hexdigest()}]
 
 
 def test_bill_tells_nothing_of_the_build_machine(printed: str, bill: dict[str, Any], bundle: Path) -> None:
