@@ -60,7 +60,6 @@ static bool refused_errno(struct reason *why) { return fail(why, errno, "%s", st
 static const int STOP_SIGNALS[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 enum { STOP_SIGNAL_COUNT = sizeof STOP_SIGNALS / sizeof *STOP_SIGNALS };
 static struct sigaction actions_before[STOP_SIGNAL_COUNT];
-static bool signals_caught;
 
 static void on_signal(int number) { stop_signal = number; }
 
@@ -69,14 +68,11 @@ static void catch_signals(void) {
     for (int i = 0; i < STOP_SIGNAL_COUNT; i++)
         if (sigaction(STOP_SIGNALS[i], NULL, &actions_before[i]) == 0 && actions_before[i].sa_handler != SIG_IGN)
             sigaction(STOP_SIGNALS[i], &action, NULL);
-    signals_caught = true;
 }
 
 /* Puts back what was; a signal that came in between has its effect now. */
 static void release_signals(void) {
     sigset_t all, mask;
-    if (!signals_caught)
-        return;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, &mask);
     for (int i = 0; i < STOP_SIGNAL_COUNT; i++)
@@ -84,7 +80,6 @@ static void release_signals(void) {
     if (stop_signal)
         raise(stop_signal);
     sigprocmask(SIG_SETMASK, &mask, NULL);
-    signals_caught = false;
 }
 
 /* ---- places for the cache ---- */
@@ -94,6 +89,7 @@ struct place {
     const char *origin;  /* what names it */
     bool for_all;        /* all users look into it, only root writes */
     bool only_look;      /* nothing is made there */
+    bool wanted;         /* said expressly */
     bool in_tmp;         /* in a folder where everybody may write */
     bool make_parents;   /* all of them, not only the last */
     int folder;          /* open, or -1 */
@@ -125,7 +121,7 @@ static void find_places(void) {
     const char *value;
     if ((value = variable("EDGEAPP_CACHE"))) {
         place = add_place("EDGEAPP_CACHE", value, "");
-        place->make_parents = true;
+        place->make_parents = place->wanted = true;
         place->for_all = geteuid() == 0 && (!strcmp(value, for_all[0]) || !strcmp(value, for_all[1]));
     }
     for (int i = 0; i < 2; i++) {
@@ -135,6 +131,7 @@ static void find_places(void) {
     if ((value = variable("CACHE_DIRECTORY"))) {
         place = add_place("CACHE_DIRECTORY", value, "");
         place->path[strcspn(place->path, ":")] = '\0'; /* systemd lists several this way */
+        place->wanted = true;
     }
     if ((value = variable("XDG_CACHE_HOME")))
         add_place("XDG_CACHE_HOME", value, "/edgeapp")->make_parents = true;
@@ -197,15 +194,19 @@ static bool open_place(struct place *place) {
     return false;
 }
 
-/* What can be known before something is written. */
-static bool room_for(const struct content *content, const struct place *place, struct reason *why) {
+static bool may_hold_programs(const struct place *place, struct reason *why) {
     struct statvfs system;
     if (fstatvfs(place->folder, &system))
         return refused_errno(why);
     if (system.f_flag & ST_NOEXEC)
         return fail(why, EACCES, "programs may not run there (mounted noexec)");
-    if (system.f_flag & ST_RDONLY)
-        return fail(why, EROFS, "read-only file system");
+    return !(system.f_flag & ST_RDONLY) || fail(why, EROFS, "read-only file system");
+}
+
+static bool room_for(const struct content *content, const struct place *place, struct reason *why) {
+    struct statvfs system;
+    if (fstatvfs(place->folder, &system))
+        return refused_errno(why);
     const uint64_t unit = system.f_frsize ? system.f_frsize : system.f_bsize;
     const uint64_t wanted = content->unpacked + content->item_count * unit, there = system.f_bavail * unit;
     /* A file system without a size, as some in memory are, says 0 blocks. */
@@ -353,16 +354,14 @@ static bool unpack_into(const struct content *content, const struct place *place
 }
 
 /* The content's folder as of open_content, unpacked if need be; -1 with the reason in the place. */
-static int make_content(const struct content *content, struct place *place, bool every_byte) {
+static int unpack_once(const struct content *content, struct place *place, bool every_byte) {
     struct reason *why = &place->why;
     int lock = -1, folder = -1;
-    if (place->only_look)
-        return -1;
     if (why->code == ENOENT && make_folder(place))
         why->code = 0;
     else if (why->code == ENOENT)
         refused_errno(why);
-    if (!open_place(place))
+    if (!open_place(place) || !may_hold_programs(place, why))
         return -1;
     if (!take_lock(place->folder, &lock, why))
         goto end;
@@ -372,8 +371,6 @@ static int make_content(const struct content *content, struct place *place, bool
     remove_content(place->folder, content->name);
     tidy(place->folder, content->name, true);
     if (!room_for(content, place, why)) {
-        if (why->code != ENOSPC)
-            goto end;
         tidy(place->folder, content->name, false);
         if (!room_for(content, place, why))
             goto end;
@@ -386,6 +383,20 @@ static int make_content(const struct content *content, struct place *place, bool
 end:
     if (lock >= 0)
         close(lock);
+    return folder;
+}
+
+/* The same, with signals and the mask of new files' modes put back; ends the program where no place would do. */
+static int make_content(const struct content *content, struct place *place, bool every_byte) {
+    const mode_t umask_before = umask(0022);
+    catch_signals();
+    const int folder = unpack_once(content, place, every_byte);
+    umask(umask_before);
+    release_signals();
+    if (folder < 0 && place->why.code == EBADMSG) {
+        complain("cannot unpack itself", place->why.text, COPY_AGAIN);
+        exit(EXIT_IO);
+    }
     return folder;
 }
 
@@ -428,7 +439,6 @@ static int become(const struct content *content, const struct place *place, int 
     sigprocmask(SIG_BLOCK, &sigint, &mask);
     if (!sigismember(&mask, SIGINT))
         tell("_EDGEAPP_SIGINT", "1");
-    release_signals();
     if (access("/proc/self/exe", F_OK))
         words[0] = program; /* without /proc the program finds itself by this word */
     execve(program, words, environ);
@@ -478,27 +488,21 @@ int main(int count, char **words) {
     find_places();
     const bool every_byte = wants_every_byte(count, words);
     for (int i = 0; i < place_count; i++) {
-        int folder = open_place(&places[i]) ? open_content(&content, &places[i], every_byte, false) : -1;
+        struct place *place = &places[i];
+        int folder = open_place(place) ? open_content(&content, place, every_byte, false) : -1;
+        /* Where somebody wants the files, they shall lie, even if a later place has them. */
+        if (folder < 0 && place->wanted)
+            folder = make_content(&content, place, every_byte);
         if (folder >= 0)
-            return become(&content, &places[i], folder, own_path, words);
-    }
-    catch_signals();
-    const mode_t umask_before = umask(0022);
-    for (int i = 0; i < place_count; i++) {
-        const struct place *place = &places[i];
-        int folder = make_content(&content, &places[i], every_byte);
-        if (stop_signal)
-            release_signals();
-        if (folder >= 0) {
-            umask(umask_before);
             return become(&content, place, folder, own_path, words);
-        }
-        if (place->why.code == EBADMSG) {
-            complain("cannot unpack itself", place->why.text, COPY_AGAIN);
-            return EXIT_IO;
-        }
-        if (strcmp(place->origin, "EDGEAPP_CACHE") == 0)
-            fprintf(stderr, "edgeapp: not using EDGEAPP_CACHE=%s: %s\n", place->path, place->why.text);
+        if (place->wanted)
+            fprintf(stderr, "edgeapp: not using %s=%s: %s\n", place->origin, place->path, place->why.text);
+    }
+    for (int i = 0; i < place_count; i++) {
+        struct place *place = &places[i];
+        int folder = place->wanted || place->only_look ? -1 : make_content(&content, place, every_byte);
+        if (folder >= 0)
+            return become(&content, place, folder, own_path, words);
     }
     return no_place(&content);
 }

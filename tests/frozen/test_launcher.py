@@ -424,6 +424,22 @@ def test_content_for_all_users_is_shared_and_read_only(binary: Path, place: Path
     assert not (place / ".cache").exists()
 
 
+def test_folder_that_is_wanted_is_used_even_if_another_has_it(tiny: Callable[..., Path], place: Path) -> None:
+    """EDGEAPP_CACHE and CACHE_DIRECTORY are wishes; of the others, the one that has it already is used."""
+    file = tiny("exit 0")
+    for folder in ("home", "xdg", "unit", "own"):
+        (place / folder).mkdir(mode=0o700)
+    home = {"HOME": str(place / "home")}
+    assert start(file, **home).returncode == 0
+    assert_tidy(place / "home/.cache/edgeapp")
+    assert start(file, XDG_CACHE_HOME=str(place / "xdg"), **home).returncode == 0
+    assert not list((place / "xdg").iterdir())
+    assert start(file, CACHE_DIRECTORY=f"{place}/unit:/elsewhere", **home).returncode == 0
+    assert_tidy(place / "unit")
+    assert start(file, EDGEAPP_CACHE=f"{place}/own", CACHE_DIRECTORY=f"{place}/unit", **home).returncode == 0
+    assert_tidy(place / "own")
+
+
 # --- folders that cannot hold it ----------------------------------------------------------------------
 
 # script that makes /mnt/bad unusable -> words of the reason
@@ -431,7 +447,7 @@ FAULTS = {
     "noexec": ("mount -t tmpfs -o noexec,mode=700 none /mnt/bad", "mounted noexec"),
     "full": ("mount -t tmpfs -o size=50m,mode=700 none /mnt/bad", "wanted, 53 MB free"),
     "full of small files": ("mount -t tmpfs -o nr_inodes=20,mode=700 none /mnt/bad", "No space left on device"),
-    "read-only": ("mount -t tmpfs -o ro,mode=700 none /mnt/bad", "Read-only file system"),
+    "read-only": ("mount -t tmpfs -o ro,mode=700 none /mnt/bad", "read-only file system"),
     "a file": ("rmdir /mnt/bad; touch /mnt/bad", "Not a directory"),
     "below a file": ("rmdir /mnt/bad; touch /mnt/x; ln -s x/y /mnt/bad", "Not a directory"),
     "of another user": ("chown 65534:65534 /mnt/bad", "it belongs to user 65534"),
