@@ -272,6 +272,9 @@ sources() {
     sort -z | xargs -0 sha256sum | sha256sum
 }
 
+# Whether dist/edgeapp is what ./build.sh portable made of these very sources.
+is_portable() { [[ -f dist/edgeapp && $(cat build/portable-from 2>/dev/null) == "$(sources)" ]]; }
+
 # All that the frozen file is made from, as one hash.
 made_from() { # made_from WORD...
   {
@@ -386,7 +389,7 @@ freeze() {
     return
   fi
   # What ./build.sh portable made of these very sources runs on more machines than what this one makes.
-  if [[ $name == edgeapp && -f dist/edgeapp && $(cat build/portable-from 2>/dev/null) == "$(sources)" ]]; then
+  if [[ $name == edgeapp ]] && is_portable; then
     return
   fi
   say "freeze: dist/$name"
@@ -418,6 +421,7 @@ demo() {
 
 test_() {
   freeze
+  ! is_portable || export EDGEAPP_REQUIRE_PORTABLE=1
   EDGEAPP_REQUIRE_FROZEN=1 run "$VENV/bin/python" -m pytest -m "not gpu" "$@"
 }
 
