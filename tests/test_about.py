@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, Program
+from support import ROOT, Program, frozen_binary
 
 import edgeapp
 from edgeapp.commands import about
 
 KEYS = ["edgeapp", "commit", "built", "python", "machine", "tensorrt", "pycuda", "cuda_runtime", "numpy", "pillow",
-        "onnxruntime", "glibc_floor", "digest"]  # fmt: skip
+        "onnxruntime", "glibc_floor", "digest", "file"]  # fmt: skip
 
 
 def is_frozen(program: Program) -> bool:
@@ -40,12 +40,13 @@ def test_version_as_json_has_all_keys(program: Program) -> None:
         assert re.fullmatch(r"\d+(\.\d+)+\S*", facts[key]), key
     if is_frozen(program):
         assert re.fullmatch(r"[0-9a-f]{32}", facts["digest"])
+        assert facts["file"] == str(frozen_binary().resolve())
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts["built"])
         assert facts["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", facts["commit"])
         assert facts["pycuda"]
         assert facts["tensorrt"]["runtimes"]
     else:
-        assert (facts["commit"], facts["built"], facts["glibc_floor"], facts["digest"]) == (None,) * 4
+        assert [facts[key] for key in ("commit", "built", "glibc_floor", "digest", "file")] == [None] * 5
 
 
 @pytest.mark.parametrize("flag", ["--sbom", "--licenses"])

@@ -46,7 +46,8 @@ def facts() -> dict[str, Any]:
     """What tells this program from others; null is what is not known, or not in it.
 
     Keys: edgeapp, commit, built (UTC), python, machine, tensorrt (flavour, runtimes), pycuda, cuda_runtime, numpy,
-    pillow, onnxruntime, glibc_floor (the oldest glibc it starts on), digest (names the content of the one file).
+    pillow, onnxruntime, glibc_floor (the oldest glibc it starts on), digest (names the content of the one file),
+    file (where the one file lies).
     """
     from edgeapp.gpu import runtimes
 
@@ -63,6 +64,7 @@ def facts() -> dict[str, Any]:
         },
         **{key: built.get(key) for key in ("pycuda", "cuda_runtime", "numpy", "pillow", "onnxruntime", "glibc_floor")},
         "digest": launched.launched().content or None,
+        "file": paths.text(str(file)) if (file := launched.launched().file) else None,
     }
 
 
