@@ -368,8 +368,8 @@ static int unpack_once(const struct content *content, struct place *place, bool 
     folder = open_content(content, place, every_byte, true); /* somebody else may have been faster */
     if (folder >= 0 || stop_signal)
         goto end;
-    remove_content(place->folder, content->name);
     tidy(place->folder, content->name, true);
+    remove_content(place->folder, content->name); /* after what has such a name was removed */
     if (!room_for(content, place, why)) {
         tidy(place->folder, content->name, false);
         if (!room_for(content, place, why))

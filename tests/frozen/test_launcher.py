@@ -440,6 +440,21 @@ def test_folder_that_is_wanted_is_used_even_if_another_has_it(tiny: Callable[...
     assert_tidy(place / "own")
 
 
+@as_root
+def test_leftover_of_a_process_with_the_same_id_is_no_obstacle(tiny: Callable[..., Path], place: Path) -> None:
+    """In containers everything is process 1: one was killed, the next finds its leftovers and a damaged content."""
+    file, cache = tiny("echo $$"), place / "cache"
+    words = ["unshare", "--pid", "--fork", str(file)]
+    env = {"EDGEAPP_CACHE": str(cache), "PATH": os.defpath}
+    for _ in range(2):
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "1\n"), done
+        assert_tidy(cache)
+        for number in range(3):
+            (cache / f".new-1-{number}" / "_internal").mkdir(parents=True)
+        (contents(cache)[0] / "edgeapp").chmod(0o777)
+
+
 # --- folders that cannot hold it ----------------------------------------------------------------------
 
 # script that makes /mnt/bad unusable -> words of the reason
