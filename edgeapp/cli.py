@@ -50,7 +50,7 @@ def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
 COMMANDS = {
     "run": "run a model on pictures or tensors (the default)",
     "demo": "find parts in the pictures that come with the program",
-    "cache": "the folder into which this file unpacks itself: path, list, verify, clear",
+    "cache": "look at the folder into which this file unpacks itself: path, list, verify, clear",
     "self-test": "load everything that is inside, without a GPU: does this file fit this machine",
 }
 
@@ -71,7 +71,9 @@ exit codes:
   66 file not found   69 no driver or GPU   70 a bug   71 the system refused   73 cannot write
   74 input/output   75 GPU lost, a restart heals   77 permission   78 configuration
 
-Every option can be set by an environment variable too: EDGEAPP_ENGINE, EDGEAPP_SCORE_THRESHOLD ..."""
+Every option can be set by an environment variable too: EDGEAPP_ENGINE, EDGEAPP_SCORE_THRESHOLD ...
+EDGEAPP_CACHE names the folder into which the program unpacks itself once; EDGEAPP_VERIFY=1 has it check every byte
+there at each start."""
 
 
 class _Parser(argparse.ArgumentParser):
