@@ -100,6 +100,8 @@ static bool parse_line(struct content *content, char *line) {
     char *rest = line, *word = field(&rest);
     if (strcmp(word, "program") == 0)
         return inside(content->program = rest ? rest : "");
+    if (strcmp(word, "glibc") == 0)
+        return sscanf(field(&rest), "%d.%d", &content->glibc[0], &content->glibc[1]) == 2;
     if (strcmp(word, "time") == 0)
         return (content->time = strtoll(field(&rest), NULL, 10)) > 0;
     if (strcmp(word, "frame") == 0) {

@@ -5,6 +5,7 @@
  *
  *   edgeapp content 1              the format
  *   program edgeapp                what is started
+ *   glibc 2.31                     the oldest C library that all of it runs with; may be missing
  *   time 1700000000                the modification time that everything gets, seconds since 1970
  *   dir PATH                       PATH is relative; the last field, so that it may hold spaces
  *   link TARGET PATH               a symbolic link
@@ -51,6 +52,7 @@ struct content {
     uint64_t frames_at, unpacked; /* bytes */
     char name[33]; /* the first half of the manifest's SHA-256, hexadecimal */
     const char *program;
+    int glibc[2]; /* 0 if the manifest does not say */
     time_t time;
     struct item *items;
     size_t item_count;

@@ -290,6 +290,45 @@ static void tidy(int cache, const char *current, bool keep_newest) {
     closedir(list);
 }
 
+/* ---- the C library ---- */
+
+/* Version of this system's glibc; {0, 0} if it is not where distributions have it. */
+static void host_glibc(int version[2]) {
+    static const char *files[] = {"/lib/x86_64-linux-gnu/libc.so.6", "/lib/aarch64-linux-gnu/libc.so.6",
+                                  "/lib64/libc.so.6", "/usr/lib/libc.so.6"};
+    static const char banner[] = " release version "; /* GNU C Library (Debian ...) stable release version 2.36. */
+    version[0] = version[1] = 0;
+    for (size_t i = 0; i < sizeof files / sizeof *files && !version[0]; i++) {
+        struct stat stat;
+        const int file = open(files[i], O_RDONLY | O_CLOEXEC);
+        char *text = file >= 0 && fstat(file, &stat) == 0 ? malloc((size_t)stat.st_size + 1) : NULL;
+        const ssize_t size = text ? read(file, text, (size_t)stat.st_size) : -1;
+        if (size > 0) {
+            text[size] = '\0';
+            const char *found = memmem(text, (size_t)size, banner, sizeof banner - 1);
+            if (!found || sscanf(found + sizeof banner - 1, "%d.%d", &version[0], &version[1]) != 2)
+                version[0] = version[1] = 0;
+        }
+        free(text);
+        if (file >= 0)
+            close(file);
+    }
+}
+
+/* Ends the program where its files could not be loaded: the dynamic loader would say so in riddles. */
+static void need_glibc(const struct content *content) {
+    int version[2];
+    char what[128];
+    host_glibc(version);
+    if (!version[0] || version[0] > content->glibc[0] ||
+        (version[0] == content->glibc[0] && version[1] >= content->glibc[1]))
+        return;
+    snprintf(what, sizeof what, "cannot start: this system has glibc %d.%d, the program needs %d.%d or newer", version[0],
+             version[1], content->glibc[0], content->glibc[1]);
+    complain(what, "it was built on a newer system", "use the file that ./build.sh portable makes, or a newer system");
+    exit(EXIT_REFUSED);
+}
+
 /* ---- finding and unpacking ---- */
 
 /* The content's folder, open and with the shared lock, if it is whole; else -1.
@@ -357,6 +396,7 @@ static bool unpack_into(const struct content *content, const struct place *place
 static int unpack_once(const struct content *content, struct place *place, bool every_byte) {
     struct reason *why = &place->why;
     int lock = -1, folder = -1;
+    need_glibc(content);
     if (why->code == ENOENT && make_folder(place))
         why->code = 0;
     else if (why->code == ENOENT)

@@ -7,6 +7,7 @@ equal files. Compressing TensorRT takes minutes and it seldom changes: frames ar
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import sys
@@ -54,6 +55,8 @@ def groups(files: list[Path]) -> list[list[Path]]:
 def manifest_lines(folder: Path, frames: list[tuple[list[Path], int]], epoch: int) -> Iterator[str]:
     yield "edgeapp content 1"
     yield f"program {PROGRAM}"
+    if (facts := folder / "_internal" / "build.json").is_file():
+        yield f"glibc {json.loads(facts.read_bytes())['glibc_floor']}"
     yield f"time {epoch}"
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():

@@ -8,7 +8,9 @@ stand-in: a shell script.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import platform
 import random
 import shlex
 import shutil
@@ -85,12 +87,14 @@ def tiny(binary: Path, place: Path) -> Callable[..., Path]:
     launcher = place / "launcher"
     launcher.write_bytes(data[:frames_at])
 
-    def make(script: str, name: str = "tiny") -> Path:
+    def make(script: str, name: str = "tiny", glibc: str = "") -> Path:
         folder = place / f"{name}.folder"
         (folder / "_internal").mkdir(parents=True)
         (folder / "edgeapp").write_text(f"#!/bin/sh\n{script}\n")
         (folder / "_internal" / "data").write_bytes(bytes(range(256)) * 1000)
         (folder / "_internal" / "link").symlink_to("data")
+        if glibc:
+            (folder / "_internal" / "build.json").write_text(json.dumps({"glibc_floor": glibc}))
         subprocess.run(
             [sys.executable, ROOT / "hooks/launcher/pack.py", launcher, folder, place / name, place / "frames"],
             env={"SOURCE_DATE_EPOCH": "1700000000"}, check=True,
@@ -181,6 +185,25 @@ def test_start_without_proc_works(binary: Path, place: Path) -> None:
     done = in_namespace("mount -t tmpfs none /proc; exec $1 --version", binary, EDGEAPP_CACHE=str(place / "cache"))
     assert done.returncode == 0, done
     assert done.stdout.startswith("edgeapp ")
+
+
+def test_tiny_program_for_a_newer_glibc_is_refused_with_both_versions(tiny: Callable[..., Path], place: Path) -> None:
+    """Before anything is unpacked; the dynamic loader's own words are a riddle."""
+    done = start(tiny("exit 0", glibc="2.999"), EDGEAPP_CACHE=str(place / "cache"))
+    assert done.returncode == 71, done
+    assert f"this system has glibc {platform.libc_ver()[1]}, the program needs 2.999 or newer" in done.stderr
+    assert not (place / "cache").exists()
+    assert start(tiny("exit 0", "old", glibc="2.2"), EDGEAPP_CACHE=str(place / "cache")).returncode == 0
+
+
+@as_root
+def test_system_without_glibc_is_told(binary: Path, place: Path) -> None:
+    """As on Alpine: no loader of glibc."""
+    done = in_namespace(
+        "mount -t tmpfs none $(readlink -f /lib64); exec $1 --version", binary, EDGEAPP_CACHE=str(place / "cache")
+    )
+    assert done.returncode == 71, done
+    assert "lacks the loader of the GNU C library" in done.stderr
 
 
 # --- many at once, and killed -------------------------------------------------------------------------
