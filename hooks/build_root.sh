@@ -111,6 +111,7 @@ enter() { # enter ROOT QEMU FOLDER [SOURCE TARGET]... -- COMMAND...
   set -euo pipefail
   local root=$1 qemu=$2 folder=$3
   shift 3
+  # No /sys: that of this processor makes ONNX Runtime crash under qemu; without any it complains and goes on.
   mount --rbind /dev "$root/dev"
   mount -t proc proc "$root/proc" 2>/dev/null || mount --rbind /proc "$root/proc" # the latter in containers
   mount -t tmpfs tmpfs "$root/tmp"
@@ -149,7 +150,8 @@ in_root() {
   for word in http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL EDGEAPP_CACHE; do
     [[ -z ${!word:-} ]] || settings+=("$word=${!word}")
   done
-  env --ignore-environment PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+  # With REPLACE this shell becomes the namespaces' owner: who kills it kills all in them.
+  ${REPLACE:+exec} env --ignore-environment PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/root LANG=C.UTF-8 "${settings[@]}" \
     unshare --user --map-root-user --mount --pid --fork --kill-child \
     bash -c "$(declare -f enter register_qemu); enter \"\$@\"" - "$root" "$qemu" "${FOLDER:-/}" "$@"
@@ -255,8 +257,7 @@ portable() { # portable [run ARGUMENT...]
     "it is for x86-64, this machine is $MACHINE" "./build.sh portable on an x86-64 machine"
   need_namespaces
   if to_run "$file" "$@"; then
-    run_bare $name "$file" "${@:2}"
-    return
+    REPLACE=1 run_bare $name "$file" "${@:2}"
   fi
   make_root bullseye amd64 libbz2-dev,liblzma-dev,libssl-dev,pkg-config
   make_cpython $name
@@ -269,8 +270,7 @@ aarch64() { # aarch64 [run ARGUMENT...]
   [[ $MACHINE == aarch64 ]] || need qemu-aarch64-static "to run programs for aarch64" qemu-user-static
   need_namespaces
   if to_run "$file" "$@"; then
-    run_bare $name "$file" "${@:2}"
-    return
+    REPLACE=1 run_bare $name "$file" "${@:2}"
   fi
   make_root bookworm arm64 python3-dev,python3-venv
   freeze_in_root $name /usr/bin/python3 edgeapp-aarch64
