@@ -185,7 +185,6 @@ def _guarded(words: Sequence[str]) -> int:
         return command(options, stop, talk)
     except errors.Stopped:
         stop.die()
-        return 128  # not reached: the signal ends the process
     except errors.EdgeappError as error:
         if talk.debug:
             _stack_trace()

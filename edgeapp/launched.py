@@ -16,13 +16,13 @@ class Launched:
         file: the one file, as installed; links resolved.
         content: the name of its content, the first half of a SHA-256.
         lock: the file descriptor whose shared lock keeps the unpacked files from being removed, or -1.
-        sigint_waits: whether SIGINT is blocked until there is a handler for it.
+        signals: those that are blocked until there are handlers for them.
     """
 
     file: Path | None = None
     content: str = ""
     lock: int = -1
-    sigint_waits: bool = False
+    signals: tuple[int, ...] = ()
 
 
 _launched = Launched()
@@ -42,13 +42,12 @@ def take_over() -> None:
         file=Path(file) if file else None,
         content=os.environ.pop("_EDGEAPP_CONTENT", ""),
         lock=int(lock),
-        sigint_waits=os.environ.pop("_EDGEAPP_SIGINT", "") == "1",
+        signals=tuple(map(int, os.environ.pop("_EDGEAPP_SIGNALS", "").split())),
     )
     if _launched.lock >= 0:
         os.set_inheritable(_launched.lock, False)
 
 
-def let_sigint_in() -> None:
-    """Unblock SIGINT, once there is a handler: one that came in the meantime is delivered now."""
-    if _launched.sigint_waits:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+def let_signals_in() -> None:
+    """Unblock them, once there are handlers: one that came in the meantime is delivered now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _launched.signals)

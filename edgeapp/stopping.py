@@ -7,7 +7,7 @@ import select
 import signal
 import time
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 from edgeapp import launched
 from edgeapp.errors import Stopped
@@ -35,7 +35,7 @@ class Stop:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP: keep that
                 signal.signal(number, self._on_signal)
-        launched.let_sigint_in()
+        launched.let_signals_in()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.signal_number is None:
@@ -53,8 +53,9 @@ class Stop:
         select.select([stream.fileno(), self._wake_read], [], [])
         self.check()
 
-    def die(self) -> None:
+    def die(self) -> NoReturn:
         """End the process by the signal that came, so that the parent sees the true cause."""
-        if self.signal_number is not None:
-            signal.signal(self.signal_number, signal.SIG_DFL)
-            os.kill(os.getpid(), self.signal_number)
+        number = self.signal_number or signal.SIGTERM
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        os._exit(128 + number)  # the kernel spares process 1 of a container

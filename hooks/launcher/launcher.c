@@ -10,8 +10,8 @@
  * To the program it says, in environment variables that the program takes away again:
  *   _EDGEAPP_FILE      the path of this file     _EDGEAPP_CONTENT   the content's name
  *   _EDGEAPP_LOCK      the file descriptor that holds the shared lock
- *   _EDGEAPP_SIGINT    set when SIGINT is to be unblocked once there is a handler (Python's own, which it sets
- *                      first, would end the program with a stack trace) */
+ *   _EDGEAPP_SIGNALS   numbers of the signals that wait, blocked, until the program can handle them: Python's own
+ *                      handler would end it with a stack trace, and as process 1 of a container it would miss them */
 #define _GNU_SOURCE
 #include "content.h"
 
@@ -58,7 +58,7 @@ static bool refused_errno(struct reason *why) { return fail(why, errno, "%s", st
 /* ---- signals: while files are half unpacked, they only set a flag ---- */
 
 static const int STOP_SIGNALS[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
-enum { STOP_SIGNAL_COUNT = sizeof STOP_SIGNALS / sizeof *STOP_SIGNALS };
+enum { STOP_SIGNAL_COUNT = sizeof STOP_SIGNALS / sizeof *STOP_SIGNALS, WAITING_SIGNAL_COUNT = 3 /* for the program */ };
 static struct sigaction actions_before[STOP_SIGNAL_COUNT];
 
 static void on_signal(int number) { stop_signal = number; }
@@ -70,7 +70,8 @@ static void catch_signals(void) {
             sigaction(STOP_SIGNALS[i], &action, NULL);
 }
 
-/* Puts back what was; a signal that came in between has its effect now. */
+/* Puts back what was; a signal that came in between has its effect now. Process 1 of a container is spared by the
+ * kernel, and has to end itself. */
 static void release_signals(void) {
     sigset_t all, mask;
     sigfillset(&all);
@@ -80,6 +81,8 @@ static void release_signals(void) {
     if (stop_signal)
         raise(stop_signal);
     sigprocmask(SIG_SETMASK, &mask, NULL);
+    if (stop_signal)
+        _exit(128 + stop_signal);
 }
 
 /* ---- places for the cache ---- */
@@ -463,9 +466,9 @@ static void tell(const char *name, const char *value) {
 
 static int become(const struct content *content, const struct place *place, int folder, const char *own_path,
                   char **words) {
-    char *program, number[16];
+    char *program, number[16], numbers[32] = "";
     const char *cache = realpath(place->path, NULL);
-    sigset_t sigint, mask;
+    sigset_t waiting, mask;
     if (asprintf(&program, "%s/%s/%s", cache ? cache : place->path, content->name, content->program) < 0)
         abort();
     /* Above 2, lest it is taken for a standard stream that was closed; and not closed by execve. */
@@ -474,11 +477,14 @@ static int become(const struct content *content, const struct place *place, int 
     tell("_EDGEAPP_FILE", own_path);
     tell("_EDGEAPP_CONTENT", content->name);
     tell("_EDGEAPP_LOCK", number);
-    sigemptyset(&sigint);
-    sigaddset(&sigint, SIGINT);
-    sigprocmask(SIG_BLOCK, &sigint, &mask);
-    if (!sigismember(&mask, SIGINT))
-        tell("_EDGEAPP_SIGINT", "1");
+    sigemptyset(&waiting);
+    for (int i = 0; i < WAITING_SIGNAL_COUNT; i++)
+        sigaddset(&waiting, STOP_SIGNALS[i]);
+    sigprocmask(SIG_BLOCK, &waiting, &mask);
+    for (int i = 0; i < WAITING_SIGNAL_COUNT; i++)
+        if (!sigismember(&mask, STOP_SIGNALS[i]))
+            snprintf(numbers + strlen(numbers), 8, "%d ", STOP_SIGNALS[i]);
+    tell("_EDGEAPP_SIGNALS", numbers);
     if (access("/proc/self/exe", F_OK))
         words[0] = program; /* without /proc the program finds itself by this word */
     execve(program, words, environ);

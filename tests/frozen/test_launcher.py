@@ -165,7 +165,7 @@ def test_tiny_program_gets_words_stdin_umask_and_environment(tiny: Callable[...,
     words, mask, given, *env = done.stdout.splitlines()
     assert (words, mask, given) == ("a b c", "0027", "in")
     names = {line.split("=")[0] for line in env}
-    ours = {"_EDGEAPP_FILE", "_EDGEAPP_CONTENT", "_EDGEAPP_LOCK", "_EDGEAPP_SIGINT"}
+    ours = {"_EDGEAPP_FILE", "_EDGEAPP_CONTENT", "_EDGEAPP_LOCK", "_EDGEAPP_SIGNALS"}
     assert names - {"PWD", "OLDPWD", "_", "SHLVL"} == {"EDGEAPP_CACHE", "A"} | ours
     assert f"_EDGEAPP_FILE={file}" in env
     assert contents(place / "cache")[0].stat().st_mode & 0o777 == 0o755
@@ -272,6 +272,25 @@ def test_signal_at_random_points_of_a_warm_start_is_delivered_once(
         assert child.returncode in (0, -number), (seed, err)
         assert err == b"", (seed, err)
     assert_tidy(warm)
+
+
+@as_root
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_first_process_of_a_container_ends_by_a_signal_too(
+    binary: Path, warm: Path, place: Path, number: signal.Signals
+) -> None:
+    """The kernel spares process 1 what it has no handler for; it ends all the same, at any time."""
+    model = ROOT / "edgeapp" / "data" / "demo" / "model.onnx"
+    for cache, seconds in ((place / "new", 0.15), (warm, 0.05), (warm, 0.08), (warm, 0.12), (warm, 2.0)):
+        words = ["unshare", "--pid", "--fork", "--kill-child", binary, "--engine", model, "--input", "-", "--quiet"]
+        env = {"EDGEAPP_CACHE": str(cache), "PATH": os.defpath}
+        with subprocess.Popen(words, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            time.sleep(seconds)
+            inside = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+            os.kill(int(inside[0]), number)
+            _, err = child.communicate(timeout=30)
+        assert (child.returncode, err) == (128 + number, b"")
+        assert not cache.exists() or not list(cache.glob(".new*"))
 
 
 # --- what is unpacked and was changed -----------------------------------------------------------------
