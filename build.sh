@@ -481,7 +481,12 @@ campaign() { # campaign NAME
       run cmp "$here"/{one,another/folder}/dist/edgeapp
       rm -rf "$here"
       ;;
-    *) usage "campaign is launcher, start or reproducible" ;;
+    aarch64) # the launcher's tests where the file for aarch64 was made, under qemu
+      [[ -f dist/edgeapp-aarch64 ]] || aarch64
+      in_tree bookworm-arm64 env EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_BINARY=/src/edgeapp/dist/edgeapp \
+        build/venv-3.11/bin/python -m pytest -v -p no:cacheprovider tests/frozen/test_launcher.py
+      ;;
+    *) usage "campaign is launcher, start, reproducible or aarch64" ;;
   esac
 }
 
@@ -510,6 +515,7 @@ usage: ./build.sh [VERB]
   campaign NAME   launcher: a thousand starts killed, run side by side and damaged (25 min)
                   start: how fast it starts, beside PyInstaller's onedir and onefile
                   reproducible: two builds in two folders are the same to the byte (12 min)
+                  aarch64: the launcher's tests for the aarch64 file, under qemu
   check    lint, test, smoke: what CI runs
   clean    removes what was built here, not ~/.cache/edgeapp-build with the compiled PyCUDA
   help     this
