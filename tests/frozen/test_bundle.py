@@ -63,7 +63,8 @@ def test_libraries_of_the_bundle_are_those_of_the_list(lean_bundle: Path) -> Non
     """Exactly the listed libraries travel: a new one is a decision, and so is one that is gone."""
     found = {neutral(str(path.relative_to(lean_bundle))) for path in libraries_of(lean_bundle)}
     standard = {name for name in found if name.startswith("python3/lib-dynload/")}
-    assert {Path(name).stem for name in standard} <= sys.stdlib_module_names
+    newer = {"_sha2"}  # of Python 3.12, where these tests may run on an older one than the bundle's
+    assert {Path(name).stem for name in standard} <= sys.stdlib_module_names | newer
     listed = lines_of(HERE / "bundled_libraries.txt")
     may = {line.removesuffix("?").strip() for line in listed}
     must = {line for line in listed if not line.endswith("?")}
@@ -111,7 +112,10 @@ def test_files_of_nvidia_are_byte_for_byte_those_of_the_wheels(bundle: Path) -> 
         path for path in libraries_of(bundle) if path.relative_to(bundle).parts[0].startswith(("nvidia", "tensorrt"))
     ]
     assert len(theirs) >= 4
+    minor = json.loads((bundle / "build.json").read_text())["python"].split(".")[1]
     for path in theirs:
+        if "_bindings" in path.parent.name and int(minor) != sys.version_info.minor:
+            continue  # one wheel for each Python: the one installed here is another
         digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest())
         name = str(path.relative_to(bundle))
         assert digest.rstrip(b"=").decode() == recorded[name], name
