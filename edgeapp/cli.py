@@ -29,10 +29,10 @@ def _demo(options: settings.Settings, stop: Stop, talk: Talk) -> int:
     return demo(options, stop, talk)
 
 
-def _cache(action: str, as_json: bool, _: settings.Settings, stop: Stop, __: Talk) -> int:
+def _cache(action: str, as_json: bool, _: settings.Settings, stop: Stop, talk: Talk) -> int:
     from edgeapp.commands.cache import cache
 
-    return cache(action, as_json, stop)
+    return cache(action, as_json, stop, talk)
 
 
 def _self_test(names: Sequence[str], as_json: bool, _: settings.Settings, stop: Stop, __: Talk) -> int:

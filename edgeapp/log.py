@@ -5,11 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from edgeapp.errors import EdgeappError
+from edgeapp import paths
+from edgeapp.errors import EdgeappError, InputOutputError
+
+
+def tell(texts: Iterable[str]) -> None:
+    """Write to standard output what a command was asked for.
+
+    Raises:
+        InputOutputError: it is closed, or its reader went away. CannotWriteError: it is full.
+    """
+    try:
+        if sys.stdout is None:
+            raise InputOutputError("cannot write standard output", "it is closed")
+        for text in texts:
+            sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError as error:
+        raise InputOutputError("cannot write standard output", "its reader went away") from error
+    except OSError as error:
+        raise paths.refusal("cannot write standard output", error, writing=True) from error
 
 
 class Talk:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,12 +81,14 @@ def read_card(path: str) -> dict[str, Any]:
     if len(text) > MOST_CARD_BYTES:
         raise errors.ConfigurationError(what, f"it is larger than {MOST_CARD_BYTES >> 20} MiB", fix)
     try:
-        values = json.loads(text)
+        values = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         why = f"line {error.lineno}, column {error.colno}: {error.msg}" if text.strip() else "it is empty"
         raise errors.ConfigurationError(what, why, fix) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise errors.ConfigurationError(what, "it is no JSON text", fix) from error
+    except ValueError as error:
+        raise errors.ConfigurationError(what, str(error), fix) from error
     if not isinstance(values, dict):
         raise errors.ConfigurationError(what, "it holds no JSON object", fix)
     _check(values, what, fix)
@@ -94,6 +97,23 @@ def read_card(path: str) -> dict[str, Any]:
         values["labels"] = read_labels(str(Path(path).parent / labels))
     elif isinstance(labels, dict):
         values["labels"] = _names({int(key): name for key, name in labels.items()})
+    return values
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; Python's reader would take NaN, Infinity and 1e999 too."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number to calculate with")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose keys must differ; Python's reader would take the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
     return values
 
 

@@ -109,6 +109,13 @@ def size_wh(text: str) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
+def name(text: str) -> str:
+    """A file or folder."""
+    if not text:
+        raise ValueError("a name is wanted")
+    return text
+
+
 def truth(text: str) -> bool:
     """yes or no, from an environment variable."""
     word = text.lower()
@@ -122,18 +129,18 @@ def truth(text: str) -> bool:
 OUT, CARD, TALK = "what comes out", "what the model wants (wins over its card)", "what is said"
 
 OPTIONS = (
-    Option("engine", "TensorRT plan to run on the GPU, or .onnx model to run on the CPU", metavar="FILE"),
+    Option("engine", "TensorRT plan to run on the GPU, or .onnx model to run on the CPU", name, metavar="FILE"),
     Option("input", "pictures, folders, globs, .npy/.npz tensors; - reads paths from standard input",
            metavar="PATH", many=True),
     Option("recursive", "look into the folders of folders too", None),
-    Option("model_card", "the model card (default: STEM.json or model.json beside the engine)", metavar="FILE"),
+    Option("model_card", "the model card (default: STEM.json or model.json beside the engine)", name, metavar="FILE"),
     Option("device", "GPU number", integer(0, 1023), "N", 0),
     Option("batch", "pictures per inference (default: what the engine was built for, else 1)",
            integer(1, 4096), "N"),
     Option("max_pixels", "refuse larger pictures", integer(1, 1 << 31), "N", DEFAULT_MAX_PIXELS),
     Option("output", "write results to FILE.jsonl, .csv or .npz instead of standard output (-)",
-           metavar="FILE", many=True, group=OUT),
-    Option("save", "write annotated pictures into this folder", metavar="DIR", group=OUT),
+           name, metavar="FILE", many=True, group=OUT),
+    Option("save", "write annotated pictures into this folder", name, metavar="DIR", group=OUT),
     Option("task", "classify, detect or raw (every output tensor)", choice("classify", "detect", "raw"),
            "TASK", card=True, group=CARD),
     Option("labels", "text file, a class name a line", metavar="FILE", card=True, group=CARD),
@@ -229,8 +236,8 @@ def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]
     card: dict[str, Any] = {}
     for option in OPTIONS:
         value = getattr(arguments, option.name, None)
-        if value is None and option.variable in environment:
-            value = _from_text(option, environment[option.variable])
+        if value is None and (text := environment.get(option.variable)):  # empty is as good as unset
+            value = _from_text(option, text)
         if option.card:
             if value is not None:
                 card[option.name] = value

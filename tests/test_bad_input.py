@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 from support import Outcome, Program, frozen_binary
 from test_plan import plan_bytes
@@ -201,6 +202,15 @@ def check_error_line(done: Outcome) -> None:
 
 
 # name -> (what makes the engine, exit code, words)
+def without_input() -> bytes:
+    """A model that always gives the same."""
+    output = helper.make_tensor_value_info("o", TensorProto.FLOAT, [1])
+    node = helper.make_node("Constant", [], ["o"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0]))
+    graph = helper.make_graph([node], "g", [], [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
 ENGINES: dict[str, tuple[Callable[[Place], str], int, str]] = {
     "empty": (lambda p: p.file("m.plan"), 65, "the file is empty"),
     "missing": (lambda p: "no.plan", 66, "no such file"),
@@ -221,6 +231,7 @@ ENGINES: dict[str, tuple[Callable[[Place], str], int, str]] = {
         lambda p: p.file("m.plan", (p.models / "conv.onnx").read_bytes()), 65, "an ONNX model, not a plan"),
     "ONNX cut short": (
         lambda p: p.file("m.onnx", (p.models / "yolov8.onnx").read_bytes()[:700]), 65, "ONNX Runtime"),
+    "ONNX without an input": (lambda p: p.file("m.onnx", without_input()), 65, "it has no input"),
     "ONNX header and noise": (
         lambda p: p.file("m.onnx", (p.models / "conv.onnx").read_bytes()[:40] + os.urandom(500)), 65, "ONNX Runtime"),
 }  # fmt: skip
@@ -247,6 +258,10 @@ CARDS: dict[str, tuple[bytes, int, str]] = {
     "not UTF-8": (b"\xff\xfe\x00", 78, "cannot use the model card"),
     "deeply nested": (b"[" * 200_000, 78, "cannot use the model card"),
     "size of another model": (b'{"size_wh": [640, 640]}', 78, "does not fit the input tensor"),
+    "not a number": (b'{"scale": NaN}', 78, "NaN is no number"),
+    "infinite": (b'{"mean": [-Infinity, 0, 0]}', 78, "-Infinity is no number"),
+    "too large a number": (b'{"scale": 1e999}', 78, "1e999 is no number"),
+    "a key twice": (b'{"scale": 1, "scale": 2}', 78, "'scale' is there twice"),
     "labels file missing": (b'{"labels": "no.txt"}', 66, "no.txt"),
     "task that does not fit": (b'{"task": "detect"}', 78, "task detect wants"),
 }
@@ -277,6 +292,7 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "unknown ending": (["--engine", "ENGINE", "--input", "good.jpg", "--output", "x.txt"], "unknown ending '.txt'"),
     "divisor of zero": (["--std", "1,0,1"], "numbers above zero are wanted"),
     "one output twice": (["--engine", "ENGINE", "--input", "good.jpg", "--output", "r.csv", "r.csv"], "is given twice"),
+    "empty name": (["--engine", "ENGINE", "--input", "good.jpg", "--save", ""], "a name is wanted"),
     "name with newline": (["a\nb"], r"unknown command a\nb"),
 }
 

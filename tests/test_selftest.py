@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 
+import pytest
 from support import Program
 
 
@@ -24,3 +27,20 @@ def test_self_test_of_one_part_loads_that_one(program: Program) -> None:
     refused = program("self-test", "pilow")
     assert refused.returncode == 64
     assert "pillow" in refused.stderr
+
+
+@pytest.mark.parametrize("words", ["self-test", "cache list", "--version", "--version --json", "--licenses"])
+def test_what_standard_output_does_not_take_is_an_error(program: Program, words: str) -> None:
+    """Full: 73; closed: 74; each with a reason and no stack trace. The source tree has no cache and no licences: 66."""
+    nothing = 66 if len(program.command) > 1 and words.split()[0] in ("cache", "--licenses") else 0
+    with open("/dev/full", "wb") as full:
+        done = program(*words.split(), stdout=full)
+    assert done.returncode == (nothing or 73), done
+    assert "edgeapp: " in done.stderr
+    assert "Traceback" not in done.stderr
+    command = " ".join(map(shlex.quote, program.command))
+    closed = subprocess.run(
+        ["/bin/sh", "-c", f"{command} {words} >&-"], env=program.env, capture_output=True, text=True, check=False
+    )
+    assert closed.returncode == (nothing or 74), closed
+    assert "Traceback" not in closed.stderr

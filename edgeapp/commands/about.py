@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeapp import __version__, errors, launched, paths
+from edgeapp.log import tell
 
 RULE = "=" * 120
 
@@ -31,14 +32,7 @@ def about(what: str) -> int:
     else:
         bill = _read(what).decode()
         texts = iter([bill]) if what == "sbom" else licences(json.loads(bill), paths.library_root().parent)
-    try:
-        for text in texts:
-            sys.stdout.buffer.write(text.encode())
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        raise errors.InputOutputError("cannot write", "the reader of standard output went away") from error
-    except OSError as error:
-        raise paths.refusal("cannot write standard output", error, writing=True) from error
+    tell(texts)
     return 0
 
 

@@ -8,19 +8,19 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 from edgeapp import errors, launched, paths
+from edgeapp.log import Talk, tell
 from edgeapp.stopping import Stop
 
 NAME = re.compile(r"[0-9a-f]{32}")
 
 
-def cache(action: str, as_json: bool, stop: Stop) -> int:
+def cache(action: str, as_json: bool, stop: Stop, talk: Talk) -> int:
     """Do it; 0, or 65 if verify finds a damaged content.
 
     Raises:
@@ -34,11 +34,11 @@ def cache(action: str, as_json: bool, stop: Stop) -> int:
     folder = paths.library_root().parents[1]
     try:
         if action == "path":
-            print(json.dumps({"path": str(folder)}) if as_json else folder)
+            tell([f"{json.dumps({'path': paths.text(str(folder))}) if as_json else folder}\n"])
         elif action == "list":
             _list(folder, as_json)
         elif action == "verify":
-            return _verify(folder, as_json, stop)
+            return _verify(folder, as_json, stop, talk)
         else:
             _clear(folder, as_json)
     except OSError as error:
@@ -84,10 +84,10 @@ def _list(folder: Path, as_json: bool) -> None:
                 "used_by_others": not alone,
             }
         if as_json:
-            print(json.dumps(facts))
+            tell([json.dumps(facts) + "\n"])
         else:
             notes = [note for note, true in (("this program", facts["this"]), ("in use", not alone)) if true]
-            print(f"{content.name}  {size / 1e6:.0f} MB  {facts['unpacked']}  {', '.join(notes)}".rstrip())
+            tell([f"{content.name}  {size / 1e6:.0f} MB  {facts['unpacked']}  {', '.join(notes)}".rstrip() + "\n"])
 
 
 def _sha256(path: Path) -> str:
@@ -131,18 +131,17 @@ def faults(content: Path, stop: Stop) -> Iterator[str]:
             yield f"{path.relative_to(content)}: not one of its files"
 
 
-def _verify(folder: Path, as_json: bool, stop: Stop) -> int:
+def _verify(folder: Path, as_json: bool, stop: Stop, talk: Talk) -> int:
     whole = True
     for content in contents(folder):
         found = list(faults(content, stop))
         whole = whole and not found
         if as_json:
-            print(json.dumps({"name": content.name, "whole": not found, "faults": found}))
+            tell([json.dumps({"name": content.name, "whole": not found, "faults": found}) + "\n"])
         else:
-            print(f"{content.name}  {'whole' if not found else 'DAMAGED'}")
-            print("".join(f"  {fault}\n" for fault in found), end="")
+            tell([f"{content.name}  {'DAMAGED' if found else 'whole'}\n", *(f"  {fault}\n" for fault in found)])
     if not whole:
-        print(f"edgeapp: remove it by: {sys.argv[0]} cache clear", file=sys.stderr)
+        talk.note("edgeapp: edgeapp cache clear removes what is damaged, and all else that no running program uses")
     return 0 if whole else errors.DataError.exit_code
 
 
@@ -157,6 +156,6 @@ def _clear(folder: Path, as_json: bool) -> None:
                     content.rename(hidden)  # nobody starts it half removed
                     shutil.rmtree(hidden)
             if as_json:
-                print(json.dumps({"name": content.name, "removed": alone}))
+                tell([json.dumps({"name": content.name, "removed": alone}) + "\n"])
             else:
-                print(f"{content.name}  {'removed' if alone else 'kept: a running program uses it'}")
+                tell([f"{content.name}  {'removed' if alone else 'kept: a running program uses it'}\n"])

@@ -57,6 +57,12 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         engine, metadata = stack.enter_context(open_engine(model_file, settings, trace, talk, stop))
         if settings.startup_trace:
             talk.always(str(trace))
+        if not engine.inputs:
+            raise errors.DataError(
+                f"cannot run {paths.printable(model_file.path)}: it has no input",
+                "its outputs are constants",
+                "export the model again, with its inputs",
+            )
         card = _card(given, metadata, engine, talk)
         pictures = card.size_wh != (0, 0)
         preprocess = Preprocessor(card, engine.inputs[0].dtype) if pictures else None

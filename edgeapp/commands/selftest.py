@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgeapp import errors, paths
+from edgeapp.log import tell
 from edgeapp.stopping import Stop
 
 
@@ -100,7 +101,7 @@ def self_test(names: Sequence[str], as_json: bool, stop: Stop) -> int:
             ) from error
         milliseconds = round(1000 * (time.perf_counter() - began), 1)
         if as_json:
-            print(json.dumps({"name": name, "version": version, "ms": milliseconds}))
+            tell([json.dumps({"name": name, "version": version, "ms": milliseconds}) + "\n"])
         else:
-            print(f"{name:12s} {milliseconds:7.1f} ms  {version}")
+            tell([f"{name:12s} {milliseconds:7.1f} ms  {version}\n"])
     return 0

@@ -59,7 +59,7 @@ static bool refused_errno(struct reason *why) { return fail(why, errno, "%s", st
 
 static const int STOP_SIGNALS[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 enum { STOP_SIGNAL_COUNT = sizeof STOP_SIGNALS / sizeof *STOP_SIGNALS, WAITING_SIGNAL_COUNT = 3 /* for the program */ };
-static struct sigaction actions_before[STOP_SIGNAL_COUNT];
+static struct sigaction actions_before[STOP_SIGNAL_COUNT], file_size_before;
 
 static void on_signal(int number) { stop_signal = number; }
 
@@ -68,6 +68,8 @@ static void catch_signals(void) {
     for (int i = 0; i < STOP_SIGNAL_COUNT; i++)
         if (sigaction(STOP_SIGNALS[i], NULL, &actions_before[i]) == 0 && actions_before[i].sa_handler != SIG_IGN)
             sigaction(STOP_SIGNALS[i], &action, NULL);
+    const struct sigaction ignore = {.sa_handler = SIG_IGN}; /* ulimit -f: then write() fails, as on a full disk */
+    sigaction(SIGXFSZ, &ignore, &file_size_before);
 }
 
 /* Puts back what was; a signal that came in between has its effect now. Process 1 of a container is spared by the
@@ -78,6 +80,7 @@ static void release_signals(void) {
     sigprocmask(SIG_BLOCK, &all, &mask);
     for (int i = 0; i < STOP_SIGNAL_COUNT; i++)
         sigaction(STOP_SIGNALS[i], &actions_before[i], NULL);
+    sigaction(SIGXFSZ, &file_size_before, NULL);
     if (stop_signal)
         raise(stop_signal);
     sigprocmask(SIG_SETMASK, &mask, NULL);

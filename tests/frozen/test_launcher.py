@@ -449,6 +449,15 @@ def test_tiny_content_in_use_is_never_removed(tiny: Callable[..., Path], place: 
     assert_tidy(cache, 2)
 
 
+def test_limit_of_file_sizes_is_a_reason_and_no_crash(binary: Path, place: Path) -> None:
+    """ulimit -f: no folder can hold it; nothing is left."""
+    command = f"ulimit -f 1000; EDGEAPP_CACHE={place}/cache HOME={place} exec {binary} --version"
+    done = subprocess.run(["/bin/bash", "-c", command], env={}, capture_output=True, text=True, check=False)
+    assert done.returncode == 73, done
+    assert done.stderr.count("File too large") >= 3
+    assert_tidy(place / "cache", 0)
+
+
 @as_root
 def test_content_for_all_users_is_shared_and_read_only(binary: Path, place: Path) -> None:
     """What root unpacks into /var/lib/edgeapp/cache serves everybody, and nobody writes there."""
