@@ -351,9 +351,9 @@ build_launcher() { # build_launcher OUTPUT
 }
 
 # The one file: the launcher and the frozen folder, compressed.
-pack() { # pack WORK NAME
-  mkdir -p dist
-  run "$VENV/bin/python" hooks/launcher/pack.py "$1/launcher" "$1/dist/edgeapp" "dist/$2" "$CACHE/frames"
+pack() { # pack WORK FILE
+  mkdir -p "$(dirname "$2")"
+  run "$VENV/bin/python" hooks/launcher/pack.py "$1/launcher" "$1/dist/edgeapp" "$2" "$CACHE/frames"
 }
 
 freeze() {
@@ -380,12 +380,15 @@ freeze() {
   setup "$FLAVOUR"
   need objcopy "to freeze" binutils
   need musl-gcc "to compile the launcher" musl-tools
-  local name=edgeapp work=$ROOT/build/freeze-$FLAVOUR${SLIM:+-slim} wanted
+  local name=edgeapp work=$ROOT/build/freeze-$FLAVOUR${SLIM:+-slim} wanted result
   [[ $FLAVOUR == lean ]] || name=edgeapp-$FLAVOUR
   name+=${SLIM:+-slim}
   wanted=$(made_from "$FLAVOUR" "$BUILDER" "$SLIM" "$(commit)")
+  # In a build root: packing is left to the machine around it, for compressing under qemu takes an hour.
+  result=${EDGEAPP_PACK_LATER:+$work/launcher}
+  result=${result:-dist/$name}
   # What the host brings can change unseen: system is always made anew.
-  if [[ $FLAVOUR != system && -f dist/$name && $(cat "$work/made-from" 2>/dev/null) == "$wanted" ]]; then
+  if [[ $FLAVOUR != system && -f $result && $(cat "$work/made-from" 2>/dev/null) == "$wanted" ]]; then
     return
   fi
   # What ./build.sh portable made of these very sources runs on more machines than what this one makes.
@@ -396,9 +399,10 @@ freeze() {
   freeze_with_pyinstaller "$work"
   build_launcher "$work/launcher"
   add_bill_of_materials "$work"
-  pack "$work" "$name"
+  [[ -n ${EDGEAPP_PACK_LATER:-} ]] || pack "$work" "dist/$name"
   [[ $name != edgeapp ]] || rm -f build/portable-from
   echo "$wanted" >"$work/made-from"
+  [[ -z ${EDGEAPP_PACK_LATER:-} ]] || return 0
   say "dist/$name: $(stat --format=%s "dist/$name") bytes"
 }
 
@@ -506,7 +510,7 @@ usage: ./build.sh [VERB]
   portable dist/edgeapp, made in a Debian 11: for x86-64 with glibc 2.31 (Debian 11, Ubuntu 20.04) or newer;
            needs debootstrap; 10 minutes the first time. `portable run ...` runs it there, bare
   aarch64  dist/edgeapp-aarch64, made in a Debian 12 under qemu: for JetPack 7; needs debootstrap and
-           qemu-user-static; an hour the first time. `aarch64 run ...` runs it there, bare
+           qemu-user-static; half an hour the first time. `aarch64 run ...` runs it there, bare
   demo     dist/edgeapp demo, frozen first if need be; arguments go to the demo
   smoke    runs dist/edgeapp with nothing but itself in reach
   test     all tests but those that need a GPU; arguments go to pytest

@@ -161,13 +161,13 @@ in_root() {
 # with a build/ and a dist/ of the root's own, for those of this machine hold other binaries.
 in_tree() { # in_tree NAME COMMAND...
   local own=$ROOT/build/root-$1 home=$ROOTS/home-$1 mounts=() file
-  mkdir -p "$own"/{build,dist} build dist "$home" "$CACHE/frames"
+  mkdir -p "$own"/{build,dist} build dist "$home"
   for file in /etc/resolv.conf /etc/ssl/certs/ca-certificates.crt; do
     [[ ! -f $file ]] || mounts+=("$(readlink -f "$file")" "$file")
   done
   [[ ! -d $ROOTS/cpython-$CPYTHON-$1 ]] || mounts+=("$ROOTS/cpython-$CPYTHON-$1" "$IN_ROOT_PYTHON")
   FOLDER=/src/edgeapp in_root "$ROOTS/$1" "${mounts[@]}" "$home" /root "$ROOT" /src/edgeapp \
-    "$CACHE/frames" /root/.cache/edgeapp-build/frames "$own/build" /src/edgeapp/build "$own/dist" /src/edgeapp/dist -- \
+    "$own/build" /src/edgeapp/build "$own/dist" /src/edgeapp/dist -- \
     env PIP_CERT=/etc/ssl/certs/ca-certificates.crt SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" "${@:2}"
 }
 
@@ -230,7 +230,9 @@ compile_cpython() { # compile_cpython PREFIX
 # Freezes in a root, tries the result where nothing else is, and only then puts it into dist/.
 freeze_in_root() { # freeze_in_root NAME PYTHON FILE
   local own=$ROOT/build/root-$1
-  in_tree "$1" env PYTHON="$2" ./build.sh freeze
+  in_tree "$1" env PYTHON="$2" EDGEAPP_PACK_LATER=1 ./build.sh freeze
+  setup
+  pack "$own/build/freeze-lean" "$own/dist/edgeapp"
   say "dist/$3 with the C and the C++ library of Debian ${1%-*} and nothing else"
   rm -rf "$own/cache"
   run run_bare "$1" "$own/dist/edgeapp" --version
