@@ -477,8 +477,9 @@ campaign() { # campaign NAME
     reproducible) # two clones in two folders, each with a cache of its own, so that each compiles everything
       local here folder
       here=$(mktemp -d)
+      run git clone --quiet . "$here/one"
+      run git clone --quiet "$here/one" "$here/another/folder"
       for folder in one another/folder; do
-        run git clone --quiet . "$here/$folder"
         (cd "$here/$folder" && XDG_CACHE_HOME=$here/$folder/cache ./build.sh freeze)
       done
       sha256sum "$here"/{one,another/folder}/dist/edgeapp
