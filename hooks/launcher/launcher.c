@@ -55,37 +55,45 @@ static void complain(const char *what, const char *why, const char *fix) {
 
 static bool refused_errno(struct reason *why) { return fail(why, errno, "%s", strerror(errno)); }
 
-/* ---- signals: while files are half unpacked, they only set a flag ---- */
+/* ---- signals: they wait for the program; while files are half unpacked, they set a flag ---- */
 
 static const int STOP_SIGNALS[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 enum { STOP_SIGNAL_COUNT = sizeof STOP_SIGNALS / sizeof *STOP_SIGNALS, WAITING_SIGNAL_COUNT = 3 /* for the program */ };
 static struct sigaction actions_before[STOP_SIGNAL_COUNT], file_size_before;
+static sigset_t mask_before, mask_waiting;
+
+/* First of all, for the kernel spares process 1 of a container signals that it has no handler for. */
+static void let_signals_wait(void) {
+    sigprocmask(SIG_BLOCK, NULL, &mask_before);
+    mask_waiting = mask_before;
+    for (int i = 0; i < WAITING_SIGNAL_COUNT; i++)
+        sigaddset(&mask_waiting, STOP_SIGNALS[i]);
+    sigprocmask(SIG_SETMASK, &mask_waiting, NULL);
+}
 
 static void on_signal(int number) { stop_signal = number; }
 
 static void catch_signals(void) {
     const struct sigaction action = {.sa_handler = on_signal}; /* no SA_RESTART: waiting ends */
+    const struct sigaction ignore = {.sa_handler = SIG_IGN};   /* ulimit -f: then write() fails, as on a full disk */
     for (int i = 0; i < STOP_SIGNAL_COUNT; i++)
         if (sigaction(STOP_SIGNALS[i], NULL, &actions_before[i]) == 0 && actions_before[i].sa_handler != SIG_IGN)
             sigaction(STOP_SIGNALS[i], &action, NULL);
-    const struct sigaction ignore = {.sa_handler = SIG_IGN}; /* ulimit -f: then write() fails, as on a full disk */
     sigaction(SIGXFSZ, &ignore, &file_size_before);
+    sigprocmask(SIG_SETMASK, &mask_before, NULL);
 }
 
-/* Puts back what was; a signal that came in between has its effect now. Process 1 of a container is spared by the
- * kernel, and has to end itself. */
+/* Puts back what was; a signal that came in between has its effect now. */
 static void release_signals(void) {
-    sigset_t all, mask;
-    sigfillset(&all);
-    sigprocmask(SIG_BLOCK, &all, &mask);
+    sigprocmask(SIG_SETMASK, &mask_waiting, NULL);
     for (int i = 0; i < STOP_SIGNAL_COUNT; i++)
         sigaction(STOP_SIGNALS[i], &actions_before[i], NULL);
     sigaction(SIGXFSZ, &file_size_before, NULL);
-    if (stop_signal)
-        raise(stop_signal);
-    sigprocmask(SIG_SETMASK, &mask, NULL);
-    if (stop_signal)
-        _exit(128 + stop_signal);
+    if (!stop_signal)
+        return;
+    raise(stop_signal);
+    sigprocmask(SIG_SETMASK, &mask_before, NULL);
+    _exit(128 + stop_signal); /* process 1 is still there */
 }
 
 /* ---- places for the cache ---- */
@@ -471,7 +479,6 @@ static int become(const struct content *content, const struct place *place, int 
                   char **words) {
     char *program, number[16], numbers[32] = "";
     const char *cache = realpath(place->path, NULL);
-    sigset_t waiting, mask;
     if (asprintf(&program, "%s/%s/%s", cache ? cache : place->path, content->name, content->program) < 0)
         abort();
     /* Above 2, lest it is taken for a standard stream that was closed; and not closed by execve. */
@@ -480,12 +487,8 @@ static int become(const struct content *content, const struct place *place, int 
     tell("_EDGEAPP_FILE", own_path);
     tell("_EDGEAPP_CONTENT", content->name);
     tell("_EDGEAPP_LOCK", number);
-    sigemptyset(&waiting);
     for (int i = 0; i < WAITING_SIGNAL_COUNT; i++)
-        sigaddset(&waiting, STOP_SIGNALS[i]);
-    sigprocmask(SIG_BLOCK, &waiting, &mask);
-    for (int i = 0; i < WAITING_SIGNAL_COUNT; i++)
-        if (!sigismember(&mask, STOP_SIGNALS[i]))
+        if (!sigismember(&mask_before, STOP_SIGNALS[i]))
             snprintf(numbers + strlen(numbers), 8, "%d ", STOP_SIGNALS[i]);
     tell("_EDGEAPP_SIGNALS", numbers);
     if (access("/proc/self/exe", F_OK))
@@ -510,6 +513,7 @@ int main(int count, char **words) {
     struct content content;
     struct reason why;
     static char *no_words[] = {"edgeapp", NULL};
+    let_signals_wait();
     if (count < 1)
         words = no_words;
     /* A closed standard stream must not become one of our files, nor be open later. */

@@ -275,6 +275,14 @@ def test_signal_at_random_points_of_a_warm_start_is_delivered_once(
     assert_tidy(warm)
 
 
+def first_child(pid: int) -> int:
+    """Wait for a process to have one."""
+    file = Path(f"/proc/{pid}/task/{pid}/children")
+    while not (children := file.read_text().split()):
+        time.sleep(0.0005)
+    return int(children[0])
+
+
 @as_root
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_first_process_of_a_container_ends_by_a_signal_too(
@@ -282,13 +290,15 @@ def test_first_process_of_a_container_ends_by_a_signal_too(
 ) -> None:
     """The kernel spares process 1 what it has no handler for; it ends all the same, at any time."""
     model = ROOT / "edgeapp" / "data" / "demo" / "model.onnx"
-    for cache, seconds in ((place / "new", 0.15), (warm, 0.05), (warm, 0.08), (warm, 0.12), (warm, 2.0)):
+    for cache, seconds in ((place / "new", 0.15), (warm, 0), (warm, 0.02), (warm, 0.05), (warm, 0.1), (warm, 2.0)):
         words = ["unshare", "--pid", "--fork", "--kill-child", binary, "--engine", model, "--input", "-", "--quiet"]
         env = {"EDGEAPP_CACHE": str(cache), "PATH": os.defpath}
         with subprocess.Popen(words, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-            time.sleep(seconds)
-            inside = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-            os.kill(int(inside[0]), number)
+            inside = first_child(child.pid)
+            while "edgeapp" not in os.readlink(f"/proc/{inside}/exe"):
+                time.sleep(0.0005)
+            time.sleep(0.002 + seconds)  # it has begun to run
+            os.kill(inside, number)
             _, err = child.communicate(timeout=30)
         assert (child.returncode, err) == (128 + number, b"")
         assert not cache.exists() or not list(cache.glob(".new*"))
