@@ -115,6 +115,7 @@ enter() { # enter ROOT QEMU FOLDER [SOURCE TARGET]... -- COMMAND...
   mount --rbind /dev "$root/dev"
   mount -t proc proc "$root/proc" 2>/dev/null || mount --rbind /proc "$root/proc" # the latter in containers
   mount -t tmpfs tmpfs "$root/tmp"
+  mkdir -p "$root/mnt" # for the tests
   [[ -z $qemu ]] || register_qemu "$qemu"
   while [[ $1 != -- ]]; do
     if [[ -d $1 ]]; then
@@ -150,11 +151,25 @@ in_root() {
   for word in http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL EDGEAPP_CACHE; do
     [[ -z ${!word:-} ]] || settings+=("$word=${!word}")
   done
+  local into=(unshare --user --map-root-user)
+  [[ -z ${NAMESPACE:-} ]] || into=(nsenter --user --target "$NAMESPACE" unshare)
   # With REPLACE this shell becomes the namespaces' owner: who kills it kills all in them.
   ${REPLACE:+exec} env --ignore-environment PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/root LANG=C.UTF-8 "${settings[@]}" \
-    unshare --user --map-root-user --mount --pid --fork --kill-child \
+    "${into[@]}" --mount --pid --fork --kill-child \
     bash -c "$(declare -f enter register_qemu); enter \"\$@\"" - "$root" "$qemu" "${FOLDER:-/}" "$@"
+}
+
+# with_all_users COMMAND...: in_root enters a user namespace that has all users of this machine; for root only.
+with_all_users() {
+  local NAMESPACE
+  unshare --user sleep infinity &
+  NAMESPACE=$!
+  while [[ $(readlink "/proc/$NAMESPACE/exe") != */sleep ]]; do sleep 0.01; done
+  echo "0 0 65536" >"/proc/$NAMESPACE/uid_map"
+  echo "0 0 65536" >"/proc/$NAMESPACE/gid_map"
+  trap "kill $NAMESPACE" EXIT
+  "$@"
 }
 
 # In the working tree, always at the same path, so that the place of the clone leaves no trace in what is built;
