@@ -111,6 +111,7 @@ enter() { # enter ROOT QEMU FOLDER [SOURCE TARGET]... -- COMMAND...
   set -euo pipefail
   local root=$1 qemu=$2 folder=$3
   shift 3
+  mount --bind "$root" "$root" # so that its own processes can have mounts of their own
   # No /sys: that of this processor makes ONNX Runtime crash under qemu; without any it complains and goes on.
   mount --rbind /dev "$root/dev"
   mount -t proc proc "$root/proc" 2>/dev/null || mount --rbind /proc "$root/proc" # the latter in containers

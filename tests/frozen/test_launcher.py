@@ -33,6 +33,8 @@ CAMPAIGN = os.environ.get("EDGEAPP_CAMPAIGN") == "1"
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
 ONE_USER = os.geteuid() != 0 or Path("/proc/self/uid_map").read_text().split()[2] == "1"
 as_root = pytest.mark.skipif(ONE_USER, reason="needs root, to be two users")
+UNDER_QEMU = "qemu" in os.readlink("/proc/self/exe")
+not_under_qemu = pytest.mark.skipif(UNDER_QEMU, reason="under qemu the process is qemu")
 
 
 @pytest.fixture
@@ -286,6 +288,7 @@ def first_child(pid: int) -> int:
     return int(children[0])
 
 
+@not_under_qemu
 @as_root
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_first_process_of_a_container_ends_by_a_signal_too(
@@ -667,6 +670,7 @@ def test_damaged_file_never_runs_and_says_so(binary: Path, place: Path) -> None:
         assert not (place / "cache").exists() or [p.name for p in (place / "cache").iterdir()] == ["lock"]
 
 
+@not_under_qemu
 @as_root
 def test_file_that_cannot_read_itself_says_so(binary: Path, place: Path) -> None:
     """Mode 0711 lets others start it and not read it."""
