@@ -137,7 +137,7 @@ def npz(place: Place, **arrays: np.ndarray) -> str:
 
 # name -> (what makes the input, exit code, words of the message)
 INPUTS: dict[str, tuple[Callable[[Place], str], int, str]] = {
-    "empty": (lambda p: p.file("x.jpg"), 65, "it is empty"),
+    "empty": (lambda p: p.file("x.jpg"), 65, "the file is empty"),
     "one byte": (lambda p: p.file("x.jpg", b"\xff"), 65, "no picture of a known format"),
     "not an image": (lambda p: p.file("x.jpg", b"hello world\n" * 100), 65, "no picture of a known format"),
     "gif is not on the list": (lambda p: p.file("x.gif", b"GIF89a" + bytes(100)), 65, "no picture of a known format"),
