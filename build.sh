@@ -9,6 +9,7 @@ ROOT=$PWD
 # Pinned here and not in hooks/requirements*.txt: these are compiled or taken apart, not just installed.
 PYCUDA=2026.1
 LEAN8=8.6.0 # the only lean 8.x on PyPI; it serves plans of TensorRT 8.6.0
+LEAN11=11.4.0.106
 # Headers decide which driver PyCUDA needs: those of CUDA 13 turn cuCtxCreate into cuCtxCreate_v4 and
 # cuEventElapsedTime into cuEventElapsedTime_v2, which r535 to r575 drivers lack; those of 12.x ask for nothing
 # that r535, TensorRT's own floor for CUDA 12, does not have.
@@ -173,23 +174,36 @@ pycuda_wheel() { # pycuda_wheel VENV
   compgen -G "$kept/*.whl"
 }
 
-# Puts libnvinfer_lean.so.8 where the frozen program has it too. The wheel is for Python 3.10 and older, but
-# the library in it is no Python module: TensorRT 10 loads it to run plans of TensorRT 8.6.
-install_lean8() { # install_lean8 VENV
-  local site
-  site=$(site_of "$1")
-  [[ -f $CACHE/lean8/tensorrt_lean-$LEAN8-cp310-none-manylinux_2_17_x86_64.whl ]] ||
-    run "$1/bin/python" -m pip download --no-deps --only-binary=:all: \
-      --python-version 3.10 --dest "$CACHE/lean8" "tensorrt_lean==$LEAN8"
-  run "$1/bin/python" - "$CACHE/lean8" "$site/tensorrt_lean8_libs" <<'PY'
-import pathlib, sys, zipfile
+# A second and a third TensorRT lean beside the one that pip installs, whose packages have the same names: each is
+# taken out of its wheels into folders of its own, tensorrt_lean11_libs for tensorrt_lean_libs, with the wheel's list
+# and licence beside it. Of 8.6.0 only the library: TensorRT 10 loads it to run plans of TensorRT 8.6, and the Python
+# module is for Python 3.10 and older.
+install_lean_beside() { # install_lean_beside VENV MAJOR PIP_WORD...
+  local venv=$1 major=$2 site folder
+  site=$(site_of "$venv")
+  folder=$CACHE/lean$major-$MACHINE-$("$venv/bin/python" -c 'import sys; print("cp3%d" % sys.version_info[1])')
+  shift 2
+  [[ -f $folder/complete && $(cat "$folder/complete") == "$*" ]] || {
+    rm -rf "$folder"
+    run "$venv/bin/python" -m pip download --no-deps --only-binary=:all: --dest "$folder" "$@"
+    echo "$*" >"$folder/complete"
+  }
+  run "$venv/bin/python" - "$folder" "$site" "$major" <<'PY'
+import pathlib, re, sys, zipfile
 
-wheels, folder = map(pathlib.Path, sys.argv[1:])
-folder.mkdir(exist_ok=True)
-with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-    for name in wheel.namelist():
-        if name.endswith(("libnvinfer_lean.so.8", "LICENSE.txt", "RECORD")):
-            (folder / pathlib.PurePath(name).name).write_bytes(wheel.read(name))
+wheels, site, major = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+for file in sorted(wheels.glob("*.whl")):
+    with zipfile.ZipFile(file) as wheel:
+        names = wheel.namelist()
+        package = next(name.split("/")[0] for name in names if re.match(r"tensorrt_lean(_\w+)?/", name))
+        kind = package.removeprefix("tensorrt_lean") or "_libs"
+        folder = site / f"tensorrt_lean{major}{kind}"
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            inside = pathlib.PurePath(name)
+            module = kind == "_bindings" and inside.parent.name == package
+            if module or ".so." in inside.name or inside.name in ("LICENSE.txt", "RECORD"):
+                (folder / inside.name).write_bytes(wheel.read(name))
 PY
 }
 
@@ -219,7 +233,7 @@ install_stubs() { # install_stubs VENV
 make_venv() {
   local python=$1 venv=$2 flavour=$3 lists=(hooks/requirements.txt hooks/requirements-dev.txt) list wanted wheel
   [[ $flavour == system ]] || lists+=("hooks/requirements-$flavour.txt")
-  local pins="$PYCUDA $LEAN8 $CUDA_HEADERS_12 $CUDA_HEADERS_13 ${EDGEAPP_CUDA_STUBS:-}"
+  local pins="$PYCUDA $LEAN8 $LEAN11 $CUDA_HEADERS_12 $CUDA_HEADERS_13 ${EDGEAPP_CUDA_STUBS:-}"
   wanted=$({ cat "${lists[@]}" && "$python" -VV && echo "$python" "$pins"; } | sha256sum)
   if [[ $(cat "$venv/made-from" 2>/dev/null) == "$wanted" ]]; then
     return
@@ -236,7 +250,10 @@ make_venv() {
   wheel=$(pycuda_wheel "$venv")
   pip_install "$venv" --no-index "$wheel"
   case $flavour-$MACHINE-${EDGEAPP_CUDA_STUBS:+stubs} in
-    lean-x86_64-*) install_lean8 "$venv" ;;
+    lean-*)
+      install_lean_beside "$venv" 11 "tensorrt-lean-cu$CUDA-libs==$LEAN11" "tensorrt-lean-cu$CUDA-bindings==$LEAN11"
+      [[ $MACHINE != x86_64 ]] || install_lean_beside "$venv" 8 --python-version 3.10 "tensorrt_lean==$LEAN8"
+      ;;
     full-*-stubs) install_stubs "$venv" ;;
     system-*) link_host_tensorrt "$python" "$venv" ;;
   esac
@@ -508,7 +525,7 @@ usage: ./build.sh [VERB]
   (none)   setup, freeze, smoke: from a clone to a proven dist/edgeapp
   setup    the virtual environment build/venv-3.N with everything pinned; PyCUDA is compiled, 90 s, once
   freeze   dist/edgeapp    --tensorrt lean|system|full   which TensorRT travels inside (lean)
-                           --slim                        dist/edgeapp-slim: no ONNX Runtime, lean 8.6.0 or demo
+                           --slim                        dist/edgeapp-slim: lean 10.16.1 alone, no ONNX Runtime or demo
                            --with-builder                with what builds plans; system and full only
   portable dist/edgeapp, made in a Debian 11: for x86-64 with glibc 2.31 (Debian 11, Ubuntu 20.04) or newer;
            needs debootstrap; 10 minutes the first time. `portable run ...` runs it there, bare

@@ -45,8 +45,16 @@ class Trace:
 class Bootstrap:
     """The objects that the steps make, in the order in which they are made."""
 
-    def __init__(self, plan: ModelFile, device_number: int, detail: Callable[[str], None], trace: Trace) -> None:
+    def __init__(
+        self,
+        plan: ModelFile,
+        device_number: int,
+        detail: Callable[[str], None],
+        trace: Trace,
+        library: str | None = None,
+    ) -> None:
         self._plan = plan
+        self._library = library
         self._device_number = device_number
         self._detail = detail
         self._trace = trace
@@ -149,7 +157,8 @@ class Bootstrap:
     def _choose_tensorrt(self) -> None:
         from edgeapp.gpu import runtimes
 
-        self._choice = runtimes.choose(self._plan)
+        self._choice = runtimes.choose(self._plan, self._library)
+        runtimes.check_gpu(self._plan, self._device.compute_capability())
 
     def _load_tensorrt(self) -> None:
         from edgeapp.gpu import engine
@@ -204,6 +213,7 @@ def bring_up(
     plan: ModelFile,
     *,
     device: int,
+    library: str | None,
     detail: Callable[[str], None],
     trace: Trace,
     check_stop: Callable[[], None],
@@ -212,6 +222,7 @@ def bring_up(
 
     Args:
         device: GPU number.
+        library: --tensorrt-library.
         detail: takes TensorRT's log lines and the steps of the end.
         trace: filled in with every step and its time.
         check_stop: called between the steps; raises when a signal came.
@@ -219,7 +230,7 @@ def bring_up(
     Raises:
         NoGpuError: no driver or GPU. DataError: the plan cannot run here.
     """
-    bootstrap = Bootstrap(plan, device, detail, trace)
+    bootstrap = Bootstrap(plan, device, detail, trace, library)
     try:
         yield bootstrap.up(check_stop)
     finally:

@@ -41,6 +41,18 @@ def _self_test(names: Sequence[str], as_json: bool, _: settings.Settings, stop: 
     return self_test(names, as_json, stop)
 
 
+def _inspect(files: Sequence[str], as_json: bool, options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.inspect import inspect
+
+    return inspect(files, as_json, options.tensorrt_library, stop, talk)
+
+
+def _runtimes(as_json: bool, options: settings.Settings, _: Stop, __: Talk) -> int:
+    from edgeapp.commands.runtimes import runtimes
+
+    return runtimes(as_json, options.tensorrt_library)
+
+
 def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
     from edgeapp.commands.about import about
 
@@ -50,6 +62,8 @@ def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
 COMMANDS = {
     "run": "run a model on pictures or tensors (the default)",
     "demo": "find parts in the pictures that come with the program",
+    "inspect": "tell what a model file is and whether it runs here, from its bytes; needs no GPU",
+    "runtimes": "list the TensorRT libraries inside and on this machine, and which plans each runs",
     "cache": "look at the folder into which this file unpacks itself: path, list, verify, clear",
     "self-test": "load everything that is inside, without a GPU: does this file fit this machine",
 }
@@ -136,6 +150,13 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
             parser,
             ("engine", "input", "device", "output", "save", "quiet", "debug", "startup_trace"),
         )
+    elif name == "inspect":
+        parser.add_argument("files", nargs="*", metavar="FILE", help="plans, ONNX models or anything else")
+        parser.add_argument("--json", action="store_true", help="print JSON Lines")
+        settings.add_options(parser, ("tensorrt_library", "quiet", "debug"))
+    elif name == "runtimes":
+        parser.add_argument("--json", action="store_true", help="print JSON Lines")
+        settings.add_options(parser, ("tensorrt_library", "quiet", "debug"))
     elif name == "cache":
         parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -149,7 +170,11 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
     else:
         settings.add_options(parser)
     given = parser.parse_args(rest)
-    if name == "cache":
+    if name == "inspect":
+        command = partial(_inspect, given.files, given.json)
+    elif name == "runtimes":
+        command = partial(_runtimes, given.json)
+    elif name == "cache":
         command = partial(_cache, given.action, given.json)
     elif name == "self-test":
         command = partial(_self_test, given.parts, given.json)

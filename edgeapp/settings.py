@@ -129,7 +129,8 @@ def truth(text: str) -> bool:
 OUT, CARD, TALK = "what comes out", "what the model wants (wins over its card)", "what is said"
 
 OPTIONS = (
-    Option("engine", "TensorRT plan to run on the GPU, or .onnx model to run on the CPU", name, metavar="FILE"),
+    Option("engine", "TensorRT plan to run on the GPU, or .onnx model to run on the CPU; of a folder of plans the one "
+           "that fits this GPU and the runtimes here", name, metavar="FILE"),
     Option("input", "pictures, folders, globs, .npy/.npz tensors; - reads paths from standard input",
            metavar="PATH", many=True),
     Option("recursive", "look into the folders of folders too", None),
@@ -137,6 +138,7 @@ OPTIONS = (
     Option("device", "GPU number", integer(0, 1023), "N", 0),
     Option("batch", "pictures per inference (default: what the engine was built for, else 1)",
            integer(1, 4096), "N"),
+    Option("tensorrt_library", "a libnvinfer_lean.so to use instead of those inside", name, metavar="FILE"),
     Option("max_pixels", "refuse larger pictures", integer(1, 1 << 31), "N", DEFAULT_MAX_PIXELS),
     Option("output", "write results to FILE.jsonl, .csv or .npz instead of standard output (-)",
            name, metavar="FILE", many=True, group=OUT),
@@ -182,6 +184,7 @@ class Settings:
     recursive: bool = False
     model_card: str | None = None
     device: int = 0
+    tensorrt_library: str | None = None
     batch: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
     output: tuple[str, ...] = ()

@@ -337,8 +337,8 @@ def component_of_python() -> Component:
     )
 
 
-def component_of_lean8(folder: Path) -> Component:
-    """TensorRT lean 8, a library that build.sh took out of a wheel for another Python."""
+def component_of_lean_beside(folder: Path) -> Component:
+    """A TensorRT lean that build.sh took out of its wheel, into a folder beside that of the installed one."""
     with (folder / "RECORD").open(newline="") as file:
         paths = [row[0] for row in csv.reader(file)]
     named = next(filter(None, (re.match(r"([\w.]+)-([\d.]+)\.dist-info/", path) for path in paths)), None)
@@ -404,8 +404,8 @@ class Bill:
     def of_source(self, source: str) -> Component:
         """The component of a file, by where it came from."""
         path = Path(source)
-        if path.parent.name == "tensorrt_lean8_libs":
-            return self.add(component_of_lean8(path.parent))
+        if re.fullmatch(r"tensorrt_lean\d+_\w+", path.parent.name):
+            return self.add(component_of_lean_beside(path.parent))
         wheel = wheel_of(source)
         # What JetPack and Debian install is in dpkg's lists and may look like a wheel as well.
         if wheel and not path.resolve().is_relative_to(sys.prefix) and (package := debian_package(source)):

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "edgeapp"
 
 # A module may import modules of lower levels, and its own folder.
 LEVELS = {
-    "__init__": 0, "errors": 0, "records": 0, "paths": 0, "launched": 0, "stopping": 0,
+    "__init__": 0, "errors": 0, "records": 0, "paths": 0, "launched": 0, "gpus": 0, "stopping": 0,
     "settings": 1, "log": 1, "labels": 1, "plan": 1, "model": 1, "tensors": 1,
     "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2,
     "pipeline": 3, "bootstrap": 3,
@@ -26,7 +26,7 @@ INSIDE_LEVEL = {
     "records": {"errors"},
     "model": {"labels"},
 }
-GPU_ORDER = ("__init__", "faults", "driver", "runtimes", "buffers", "engine", "infer", "build")
+GPU_ORDER = ("__init__", "faults", "driver", "runtimes", "selection", "buffers", "engine", "infer", "build")
 GPU_LIBRARIES = (
     "pycuda",
     "tensorrt",

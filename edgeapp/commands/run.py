@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgeapp import errors, paths, plan
@@ -30,11 +31,15 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         raise errors.UsageError("no --engine given", "", "edgeapp --engine model.plan --input img.jpg")
     if not settings.input:
         raise errors.UsageError("no --input given", "", f"edgeapp --engine {settings.engine} --input img.jpg")
+    if os.path.isdir(settings.engine):
+        settings = _chosen(settings, talk)
+    assert settings.engine is not None
     model_file = plan.identify(settings.engine)
     if model_file.kind == plan.PLAN:
         from edgeapp.gpu import runtimes
 
-        runtimes.choose(model_file)  # refuse what no runtime here can run, before the driver is asked
+        # Refuse what no runtime here can run, before the driver is asked.
+        runtimes.choose(model_file, settings.tensorrt_library)
     trace = Trace()
     with trace.step("import NumPy and Pillow"):
         from edgeapp.pipeline import Pipeline
@@ -98,6 +103,22 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
     return summary.exit_code
 
 
+def _chosen(settings: Settings, talk: Talk) -> Settings:
+    """The settings with one plan in place of a folder of plans."""
+    from edgeapp.gpu import selection
+    from edgeapp.gpu.driver import Driver
+
+    def capability() -> tuple[int, int]:
+        driver = Driver()
+        driver.initialise()
+        return driver.compute_capability(settings.device)
+
+    assert settings.engine is not None
+    found, reason = selection.pick(settings.engine, settings.tensorrt_library, capability)
+    talk.note(f"edgeapp: {reason}")
+    return replace(settings, engine=found.path)
+
+
 @contextmanager
 def open_engine(
     model_file: plan.ModelFile, settings: Settings, trace: Trace, talk: Talk, stop: Stop
@@ -107,6 +128,7 @@ def open_engine(
         with bring_up(
             model_file,
             device=settings.device,
+            library=settings.tensorrt_library,
             detail=talk.detail,
             trace=trace,
             check_stop=stop.check,

@@ -8,10 +8,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from edgeapp import errors, paths
 from edgeapp.log import tell
 from edgeapp.stopping import Stop
+
+if TYPE_CHECKING:
+    from edgeapp.gpu.runtimes import Runtime
 
 
 def _numpy() -> str:
@@ -43,19 +48,50 @@ def _onnxruntime() -> str:
 
 
 def _tensorrt() -> str:
-    from edgeapp.gpu import engine, runtimes
+    from edgeapp.gpu import runtimes
 
     carried = runtimes.catalogue()
     for runtime in carried:
-        engine.load_libraries(runtime)
-        engine.import_bindings(runtime)
+        _in_child(partial(_open, runtime))
     return ", ".join(runtime.name for runtime in carried)
+
+
+def _open(runtime: Runtime) -> None:
+    from edgeapp.gpu import engine
+
+    engine.load_libraries(runtime)
+    engine.import_bindings(runtime)
+
+
+def _in_child(action: Callable[[], object]) -> None:
+    """Do it in a process of its own: one process takes the bindings of one TensorRT only.
+
+    Raises:
+        RuntimeError: it failed or died; its reason is told.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException as error:
+            os.write(writer, str(error).encode("utf-8", "backslashreplace")[:4000])
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        why = file.read().decode()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != 0:
+        raise RuntimeError(why or f"it ended with {status}")
 
 
 def _libraries() -> str:
     """Every ELF file; PyCUDA's wants the driver, which need not be there."""
     root, count, waiting = paths.library_root(), 0, []
-    for path in sorted(root.rglob("*.so*")) if paths.FROZEN else []:
+    # Python modules last: they find by name what was loaded.
+    for path in sorted(root.rglob("*.so*"), key=lambda path: ("_bindings" in str(path), path)) if paths.FROZEN else []:
         with path.open("rb") as file:
             if path.is_symlink() or file.read(4) != b"\x7fELF":
                 continue

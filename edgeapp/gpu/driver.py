@@ -52,6 +52,15 @@ class Driver:
         self._check(self._library.cuDeviceGetCount(ctypes.byref(value)), "cuDeviceGetCount")
         return value.value
 
+    def compute_capability(self, number: int) -> tuple[int, int]:
+        """That of the GPU of this number, (major, minor); before any context exists."""
+        device, values = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
+        self._check(self._library.cuDeviceGet(ctypes.byref(device), number), "cuDeviceGet")
+        for value, attribute in zip(values, (75, 76), strict=True):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+            code = self._library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+            self._check(code, "cuDeviceGetAttribute")
+        return values[0].value, values[1].value
+
     def context_code(self) -> int:
         """0 while the current CUDA context works; the error code that broke it for good otherwise."""
         return int(self._library.cuCtxSynchronize())

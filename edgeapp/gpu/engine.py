@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import mmap
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,9 @@ def load_libraries(runtime: runtimes.Runtime) -> None:
 
 def import_bindings(runtime: runtimes.Runtime) -> Any:
     """TensorRT's Python module. Only with a current CUDA context: it crashes without a driver."""
+    # The lean bindings of every version import this package, and it would load all libraries beside it: of TensorRT
+    # 10 for the bindings of 11. Ours are loaded.
+    sys.modules["tensorrt_lean_libs"] = None  # type: ignore[assignment]
     return importlib.import_module(runtime.module)
 
 
@@ -94,7 +98,7 @@ def deserialise(runtime: Any, logger: Any, plan: ModelFile) -> Any:
         with (
             open(plan.path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            memoryview(data)[plan.offset :] as view,
+            memoryview(data)[plan.offset : plan.offset + plan.length] as view,
         ):
             engine = runtime.deserialize_cuda_engine(view)
     except (OSError, ValueError) as error:

@@ -1,16 +1,28 @@
 """Which TensorRT libraries are at hand, and which of them serves a plan of which version.
 
-Imports nothing of TensorRT: the choice is made before the first library is loaded, because a
-process can hold one TensorRT family only.
+Imports nothing of TensorRT: the choice is made before the first library is loaded, because a process can hold one
+TensorRT family only, and because some combinations crash instead of failing (a plan of 8.6 in lean 11, measured).
+
+Measured on an H200: plans of 8.6.0 run in the 10.16.1 bindings through `load_runtime` of the 8.6.0 library, version
+compatible or native as long as the lean runtime has all their parts; deserialising them directly is refused. Plans of
+10.x and 11.x could not be built to be tried: that a lean runtime runs version compatible plans of its major version up
+to its own version is NVIDIA's word.
 """
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import json
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from edgeapp import errors, paths
-from edgeapp.plan import ModelFile
+from edgeapp import errors, gpus, paths
+from edgeapp.plan import ONNX, PLAN, ModelFile
+
+Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -25,26 +37,72 @@ class Runtime:
         guest: a lean runtime of an older major version that the bindings load for a plan
             (`IRuntime.load_runtime`); "" when the plan runs directly.
         oldest, newest: plans of these versions are accepted, both ends included.
+        lean: only version compatible plans run for sure.
+        origin: bundled, system (found on this machine) or given (--tensorrt-library).
     """
 
     name: str
     module: str
     libraries: tuple[str, ...]
-    oldest: tuple[int, int, int]
-    newest: tuple[int, int, int]
+    oldest: Version
+    newest: Version
     guest: str = ""
+    lean: bool = True
+    origin: str = "bundled"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every library that it needs."""
+        return (*self.libraries, self.guest) if self.guest else self.libraries
+
+    @property
+    def plans(self) -> str:
+        """The versions that it takes, for people: 8.6.0, or 10.0 to 10.16.1."""
+        return text(self.newest) if self.oldest == self.newest else f"{text(self.oldest)} to {text(self.newest)}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether and how a file can be run here.
+
+    Attributes:
+        runs: yes, if_version_compatible (the bytes do not tell) or no.
+        runtime: which runs it, None where none does; "ONNX Runtime on the CPU" has none either.
+        why, fix: for no, the reason and the way out; else what to know.
+    """
+
+    runs: str
+    runtime: Runtime | None = None
+    why: str = ""
+    fix: str = ""
+
+
+YES, MAYBE, NO = "yes", "if_version_compatible", "no"
+REBUILD = "trtexec --versionCompatible --excludeLeanRuntime"
 
 _LEAN_10 = ("tensorrt_lean_libs/libnvinfer_lean.so.10",)
 
 LEAN = (
-    # Measured on an H200: 8.6.0 plans run in the 10.16.1 bindings through load_runtime of the 8.6.0
-    # library, version compatible or native as long as the lean runtime has all parts; deserialising
-    # them directly is refused ("old deserialization call").
     Runtime("lean 8.6.0", "tensorrt_lean_bindings", _LEAN_10, (8, 6, 0), (8, 6, 0),
             "tensorrt_lean8_libs/libnvinfer_lean.so.8"),
     Runtime("lean 10.16.1", "tensorrt_lean_bindings", _LEAN_10, (10, 0, 0), (10, 16, 1)),
+    Runtime("lean 11.4.0", "tensorrt_lean11_bindings", ("tensorrt_lean11_libs/libnvinfer_lean.so.11",),
+            (11, 0, 0), (11, 4, 0)),
 )  # fmt: skip
+
+SYSTEM_FOLDERS = (
+    "/usr/lib/*-linux-gnu",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/usr/local/tensorrt*/lib",
+    "/opt/tensorrt*/lib",
+)
+"""Where packages (libnvinfer-lean10 of JetPack and of the CUDA repository) and NVIDIA's archives put libraries."""
+
+
+def text(version: Sequence[int]) -> str:
+    """10.16.1; 10.0 for 10.0.0."""
+    return ".".join(map(str, version)).removesuffix(".0") if version[1:] == (0, 0) else ".".join(map(str, version))
 
 
 def flavour() -> dict[str, str]:
@@ -57,48 +115,165 @@ def flavour() -> dict[str, str]:
 
 
 def catalogue() -> tuple[Runtime, ...]:
-    """The runtimes of this program whose files are there."""
+    """The runtimes inside this program whose files are there."""
     built = flavour()
     root = paths.library_root()
     if built["tensorrt"] == "lean":
-        return tuple(r for r in LEAN if all((root / file).is_file() for file in (*r.libraries, r.guest) if file))
-    version = tuple(int(n) for n in built["tensorrt_version"].split(".")[:3])
-    major, minor, patch = version[0], version[1], version[2]
-    libraries = tuple(built.get("libraries", "").split())
-    oldest = (8, 6, 0) if major == 8 and minor >= 6 else (major, 0, 0)
-    return (
-        Runtime(
-            f"TensorRT {'.'.join(map(str, version))}",
-            "tensorrt",
-            libraries,
-            oldest,
-            (major, minor, patch),
-        ),
-    )
+        return tuple(r for r in LEAN if all((root / file).is_file() for file in r.files))
+    version = _version(built["tensorrt_version"])
+    oldest = (8, 6, 0) if version[0] == 8 and version[1] >= 6 else (version[0], 0, 0)
+    name, libraries = f"TensorRT {text(version)}", tuple(built.get("libraries", "").split())
+    return (Runtime(name, "tensorrt", libraries, oldest, version, lean=False),)
 
 
-def choose(plan: ModelFile) -> Runtime:
+def of_this_machine() -> tuple[Runtime, ...]:
+    """Lean runtimes that are installed here and newer than the bundled one of their major version."""
+    bundled = catalogue()
+    found: dict[str, Runtime] = {}
+    for folder in SYSTEM_FOLDERS:
+        for path in sorted(glob.glob(f"{folder}/libnvinfer_lean.so.[0-9]*")):
+            real = os.path.realpath(path)
+            match = re.search(r"\.so\.(\d+\.\d+\.\d+)$", real)
+            if match and os.access(real, os.R_OK) and (runtime := _with_library(bundled, real, _version(match[1]))):
+                found[real] = replace(runtime, origin="system", name=f"{runtime.name} of this system")
+    return tuple(found.values())
+
+
+def given(path: str) -> Runtime:
+    """The runtime of --tensorrt-library.
+
+    Raises:
+        NotFoundError, NotPermittedError: it cannot be read. DataError: it is no lean runtime that fits the bindings.
+    """
+    what = f"cannot use --tensorrt-library {paths.printable(path)}"
+    try:
+        with open(path, "rb") as file:
+            if file.read(4) != b"\x7fELF":
+                raise errors.DataError(what, "it is no library", "name libnvinfer_lean.so.10 or .11")
+    except OSError as error:
+        raise paths.refusal(what, error) from error
+    real = os.path.realpath(path)
+    try:
+        number = int(ctypes.CDLL(real, mode=ctypes.RTLD_LOCAL).getInferLibVersion())
+    except (OSError, AttributeError) as error:
+        raise errors.DataError(what, str(error), "name libnvinfer_lean.so.10 or .11 for this machine") from error
+    # NvInferRuntimeBase.h: major * 10000 + minor * 100 + patch since 10.0, thousands before.
+    unit = 10000 if number >= 100000 else 1000
+    version = number // unit, number % unit // 100, number % 100
+    runtime = _with_library(catalogue(), real, version, older=True)
+    if runtime is None or "lean" not in os.path.basename(real):
+        majors = ", ".join(str(r.newest[0]) for r in catalogue() if not r.guest)
+        raise errors.DataError(
+            what, f"it is TensorRT {text(version)}; this program's bindings are for the lean runtime of {majors}",
+            "name libnvinfer_lean.so of one of these major versions",
+        )  # fmt: skip
+    return replace(runtime, origin="given", name=f"{runtime.name} of {paths.printable(path)}")
+
+
+def _with_library(bundled: Sequence[Runtime], file: str, version: Version, *, older: bool = False) -> Runtime | None:
+    """The bundled runtime of that major version with another library, if that one is newer."""
+    for runtime in bundled:
+        same_major = runtime.lean and not runtime.guest and runtime.newest[0] == version[0]
+        if same_major and (version > runtime.newest or older):
+            return replace(runtime, name=f"lean {text(version)}", libraries=(file,), newest=version)
+    return None
+
+
+def _version(dotted: str) -> Version:
+    major, minor, patch = (int(n) for n in dotted.split(".")[:3])
+    return major, minor, patch
+
+
+def verdict(found: ModelFile, library: str | None = None) -> Verdict:
+    """Whether a file can be run here, and by what; told from its bytes alone.
+
+    Args:
+        library: --tensorrt-library, which is then the only one that counts.
+
+    Raises:
+        EdgeappError: that library cannot be used.
+    """
+    if found.problem:
+        return Verdict(NO, None, found.problem, found.fix)
+    if found.kind == ONNX:
+        return Verdict(YES, None, "ONNX Runtime runs it on the CPU")
+    assert found.kind == PLAN
+    version = (found.version[0], found.version[1], found.version[2])
+    runtimes = (given(library),) if library else catalogue()
+    serving = [runtime for runtime in runtimes if runtime.oldest <= version <= runtime.newest]
+    if not serving and not library:
+        serving = [runtime for runtime in of_this_machine() if runtime.oldest <= version <= runtime.newest]
+    if serving:
+        runtime = serving[0]
+        if not runtime.lean and version == runtime.newest:
+            return Verdict(YES, runtime)
+        return Verdict(MAYBE, runtime, "its bytes do not tell whether it was built version compatible")
+    return _none_serves(version, runtimes)
+
+
+def _none_serves(version: Version, runtimes: Sequence[Runtime]) -> Verdict:
+    newest = max((runtime.newest for runtime in runtimes), default=(0, 0, 0))
+    of_major = [runtime.newest for runtime in runtimes if runtime.newest[0] == version[0] and not runtime.guest]
+    if version > newest or any(version > other for other in of_major):
+        why = "a runtime does not run plans of a newer TensorRT"
+    elif version[0] == 8:
+        why = "of the plans of 8.x only those of 8.6.0 run on another TensorRT"
+    else:
+        why = "a plan runs on the TensorRT that built it, or when it is version compatible, on a newer one of its major"
+    fix = f"rebuild it with one of these versions: {REBUILD}"
+    if any(version > other for other in of_major):
+        fix += (
+            f"; or name the lean runtime that it was built for: --tensorrt-library .../libnvinfer_lean.so.{version[0]}"
+        )
+    return Verdict(NO, None, why, fix)
+
+
+def choose(plan: ModelFile, library: str | None = None) -> Runtime:
     """The runtime for a plan.
 
     Raises:
         DataError: none of the runtimes at hand can run a plan of that version.
     """
-    runtimes = catalogue()
-    version = (plan.version[0], plan.version[1], plan.version[2])
-    for runtime in runtimes:
-        if runtime.oldest <= version <= runtime.newest:
-            return runtime
-    names = ", ".join(runtime.name for runtime in runtimes) or "no TensorRT at all"
-    newest = max((runtime.newest for runtime in runtimes), default=(0, 0, 0))
-    if version > newest:
-        why = "a runtime does not run plans of a newer TensorRT"
+    found = verdict(plan, library)
+    if found.runtime is not None:
+        return found.runtime
+    if library:
+        carried = given(library).name
     else:
-        why = "a plan runs on the TensorRT that built it, or when it is version compatible, on a newer one of its major"
+        carried = ", ".join(r.name for r in (*catalogue(), *of_this_machine())) or "no TensorRT at all"
     raise errors.DataError(
         f"cannot run {paths.printable(plan.path)}: it was built by TensorRT {plan.version_text}, "
-        f"this program carries {names}",
+        f"this program carries {carried}",
+        found.why,
+        found.fix,
+    )
+
+
+def check_gpu(plan: ModelFile, capability: tuple[int, int]) -> None:
+    """Refuse a plan for other GPUs, where its bytes tell; TensorRT would, in other words.
+
+    Args:
+        capability: the compute capability of the GPU here.
+
+    Raises:
+        DataError: it was built for GPUs of another compute capability.
+    """
+    facts = plan.facts
+    if facts is None or facts.compute_capability is None or facts.level is None:
+        return
+    built_on = facts.compute_capability
+    if facts.level == "none" and capability != built_on:
+        why = (
+            f"was built for compute capability {gpus.described(*built_on)}, this GPU has {gpus.described(*capability)}"
+        )
+    elif facts.level == "ampere+" and capability < (8, 0):
+        why = f"was built for Ampere (8.0) and newer GPUs, this one has {gpus.described(*capability)}"
+    else:
+        return
+    raise errors.DataError(
+        f"cannot run {paths.printable(plan.path)} on this GPU",
         why,
-        "rebuild it with one of these versions: trtexec --versionCompatible --excludeLeanRuntime",
+        "build the plan on this kind of GPU, or with --hardwareCompatibilityLevel=ampereOrLater for Ampere and newer",
     )
 
 

@@ -110,8 +110,10 @@ def tiny(binary: Path, place: Path) -> Callable[..., Path]:
 
 
 def in_namespace(script: str, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script as root of mounts of its own; content that this machine shares is out of sight."""
-    script = f"for d in /var/lib/edgeapp /opt/edgeapp; do [ ! -d $d ] || mount -t tmpfs none $d; done\n{script}"
+    """Run a shell script as root of mounts of its own; what earlier starts left on this machine is out of sight."""
+    places = "/var/lib/edgeapp /opt/edgeapp /var/tmp/edgeapp-0 /tmp/edgeapp-0"
+    hide = f"for d in {places}; do [ ! -d $d ] || mount -t tmpfs -o mode=700 none $d; done"
+    script = f"{hide}\n{script}"
     inside = ["unshare", "--user", "--map-root-user", "--mount"] if os.geteuid() else ["unshare", "--mount"]
     if subprocess.run([*inside, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode:
         pytest.skip("mounts of its own are not allowed here")

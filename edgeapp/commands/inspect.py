@@ -1,0 +1,173 @@
+"""`edgeapp inspect FILE...`: what a model file is and whether it runs here, from its bytes alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from edgeapp import errors, gpus, paths
+from edgeapp.gpu import runtimes
+from edgeapp.log import Talk, tell
+from edgeapp.plan import ONNX, PLAN, ModelFile, look
+from edgeapp.stopping import Stop
+
+MOST_NAMES = 10
+"""A line for people names this many classes."""
+
+WIDTH = 19
+
+
+def inspect(files: Sequence[str], as_json: bool, library: str | None, stop: Stop, talk: Talk) -> int:
+    """Describe each file; needs neither GPU, driver nor TensorRT.
+
+    Returns:
+        0 when all can be run here, 1 when some can, 65 when none can, or the code of a file that cannot be read when
+        it is the only one.
+
+    Raises:
+        UsageError: no file is named. EdgeappError: --tensorrt-library cannot be used.
+    """
+    if not files:
+        raise errors.UsageError("no file given", "", "edgeapp inspect model.plan")
+    codes = set()
+    for path in files:
+        stop.check()
+        try:
+            found = look(path, details=True)
+        except errors.EdgeappError as error:
+            talk.error(error)
+            codes.add(error.exit_code)
+            continue
+        verdict = runtimes.verdict(found, library)
+        tell([json.dumps(describe(found, verdict)) + "\n"] if as_json else for_people(found, verdict))
+        codes.add(errors.DataError.exit_code if verdict.runs == runtimes.NO else 0)
+    if 0 in codes:
+        return 0 if codes == {0} else 1
+    return codes.pop() if len(codes) == 1 else errors.DataError.exit_code
+
+
+def describe(found: ModelFile, verdict: runtimes.Verdict) -> dict[str, Any]:
+    """All that is known of a file, for programs; what its bytes do not tell is null."""
+    facts = found.facts
+    result: dict[str, Any] = {
+        "schema": 1,
+        "path": paths.text(found.path),
+        "kind": found.kind,
+        "what": found.what,
+        "size_bytes": found.size,
+    }
+    if facts is not None:
+        capability = facts.compute_capability
+        result["plan"] = {
+            "tensorrt": ".".join(map(str, facts.version)),
+            "offset": found.offset,
+            "size_bytes": facts.size,
+            "trailing_bytes": found.notes.get("trailing_bytes", 0),
+            "sections": list(facts.sections),
+            "archive": facts.archive,
+            "compute_capability": f"{capability[0]}.{capability[1]}" if capability else None,
+            "gpus": (gpus.name_of(*capability) or None) if capability else None,
+            "multiprocessors": facts.multiprocessors,
+            "gpu_memory_bytes": facts.memory_bytes,
+            "hardware_compatibility": facts.level,
+            "refittable": facts.refittable,
+            "version_compatible": None,
+            "lean_runtime_inside": None,
+            "weight_stripped": None,
+        }
+    elif found.version:
+        result["tensorrt"] = ".".join(map(str, found.version))
+    if found.kind == ONNX:
+        result["onnx"] = found.notes
+    elif facts is None and found.notes:
+        result["notes"] = found.notes
+    if found.metadata:
+        result["ultralytics"] = found.metadata
+    runtime = verdict.runtime.name if verdict.runtime else ("ONNX Runtime" if verdict.runs == runtimes.YES else None)
+    result["verdict"] = {
+        "runs": verdict.runs,
+        "runtime": runtime,
+        "why": verdict.why or None,
+        "fix": verdict.fix or None,
+    }
+    return result
+
+
+def for_people(found: ModelFile, verdict: runtimes.Verdict) -> list[str]:
+    """The same in lines, without what is not known."""
+    rows: list[tuple[str, str]] = [("size", f"{found.size} bytes")]
+    facts = found.facts
+    if facts is not None:
+        rows.append(("built by", "TensorRT " + ".".join(map(str, facts.version))))
+        if facts.compute_capability:
+            gpu = f"compute capability {gpus.described(*facts.compute_capability)}"
+            if facts.multiprocessors and facts.memory_bytes:
+                gpu += f", {facts.multiprocessors} multiprocessors, {facts.memory_bytes / 2**30:.0f} GiB"
+            rows.append(("built on", gpu))
+            only = {"none": "this compute capability only", "ampere+": "Ampere (8.0) and newer"}
+            rows.append(("for GPUs of", only.get(facts.level or "", facts.level or "not told")))
+            rows.append(("refittable", "yes" if facts.refittable else "no"))
+    rows += _notes(found)
+    rows += _ultralytics(found.metadata)
+    if verdict.runs == runtimes.NO:
+        rows += [("runs here", "no"), ("why", verdict.why), ("fix", verdict.fix)]
+    elif verdict.runs == runtimes.MAYBE:
+        assert verdict.runtime is not None
+        rows.append(
+            ("runs here", f"with {verdict.runtime.name}, if it was built version compatible, which is not told")
+        )
+    else:
+        rows.append(("runs here", f"with {verdict.runtime.name}" if verdict.runtime else verdict.why))
+    title = f"{paths.printable(found.path)}: {found.what}\n"
+    return [title, *(f"  {name:{WIDTH}s} {_line(value)}\n" for name, value in rows if value)]
+
+
+def _line(value: str) -> str:
+    """In one line, whatever is in it."""
+    return "".join(c if c.isprintable() else " " for c in value)
+
+
+def _notes(found: ModelFile) -> list[tuple[str, str]]:
+    notes = found.notes
+    if found.kind != ONNX:
+        return [(name.replace("_", " "), ", ".join(v) if isinstance(v, list) else str(v)) for name, v in notes.items()]
+    rows = [
+        ("written by", notes.get("producer", "")),
+        ("IR version", str(notes.get("ir_version", ""))),
+        ("opset", ", ".join(f"{domain} {version}" for domain, version in notes.get("opsets", {}).items())),
+        ("nodes", str(notes.get("nodes", ""))),
+    ]
+    rows += [(key[:-1], _tensor(tensor)) for key in ("inputs", "outputs") for tensor in notes.get(key, [])]
+    if "incomplete" in notes:
+        rows.append(("damaged", notes["incomplete"]))
+    metadata: dict[str, Any] = notes.get("metadata", {})
+    return rows + _ultralytics(metadata)
+
+
+def _tensor(tensor: dict[str, Any]) -> str:
+    shape = tensor["shape"]
+    return f"{tensor['name']} {tensor['dtype']} " + ("?" if shape is None else f"({', '.join(map(str, shape))})")
+
+
+def _ultralytics(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    """What Ultralytics wrote into the file, as far as people ask for it."""
+    if not metadata:
+        return []
+    names = metadata.get("names")
+    if isinstance(names, dict):
+        names = list(names.values())
+    rows: list[tuple[str, str]] = [
+        (key, str(metadata[key])) for key in ("task", "imgsz", "stride", "batch", "date") if key in metadata
+    ]
+    if isinstance(names, list):
+        more = ", ..." if len(names) > MOST_NAMES else ""
+        rows.append(("classes", f"{len(names)}: {', '.join(map(str, names[:MOST_NAMES]))}{more}"))
+    elif names:
+        rows.append(("classes", str(names)[:300]))
+    return rows
+
+
+def is_plan(found: ModelFile) -> bool:
+    """Whether --engine can say more of it on a GPU."""
+    return found.kind == PLAN and not found.problem
