@@ -63,6 +63,7 @@ class Bootstrap:
         self._choice: Runtime
         self._device: Any = None
         self._cuda_context: Any = None
+        self._free_bytes = 0
         self._trt: Any = None
         self._log: Any = None
         self._runtimes: list[Any] = []
@@ -143,6 +144,7 @@ class Bootstrap:
         try:
             self._cuda_context = self._device.retain_primary_context()
             self._cuda_context.push()
+            self._free_bytes = cuda.mem_get_info()[0]
         except cuda.Error as error:
             raise faults.from_cuda(error, 0, "making the CUDA context") from error
 
@@ -202,8 +204,9 @@ class Bootstrap:
 
         name = f"TensorRT {self._choice.name.removeprefix('TensorRT ')} on {self._device.name()}"
         self.ready = GpuEngine(
-            self._trt, self._engine, self._context, self._log, self._driver, name=name, guest=bool(self._choice.guest)
-        )
+            self._trt, self._engine, self._context, self._log, self._driver, name=name,
+            guest=bool(self._choice.guest), free_bytes=self._free_bytes,
+        )  # fmt: skip
         self._on_exit("buffers", self.ready.close)
         self.ready.reserve()
 

@@ -44,7 +44,7 @@ def _self_test(names: Sequence[str], as_json: bool, _: settings.Settings, stop: 
 def _inspect(files: Sequence[str], as_json: bool, options: settings.Settings, stop: Stop, talk: Talk) -> int:
     from edgeapp.commands.inspect import inspect
 
-    return inspect(files, as_json, options.tensorrt_library, stop, talk)
+    return inspect(files, as_json, options, stop, talk)
 
 
 def _runtimes(as_json: bool, options: settings.Settings, _: Stop, __: Talk) -> int:
@@ -153,7 +153,7 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
     elif name == "inspect":
         parser.add_argument("files", nargs="*", metavar="FILE", help="plans, ONNX models or anything else")
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
-        settings.add_options(parser, ("tensorrt_library", "quiet", "debug"))
+        settings.add_options(parser, ("engine", "device", "tensorrt_library", "quiet", "debug"))
     elif name == "runtimes":
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
         settings.add_options(parser, ("tensorrt_library", "quiet", "debug"))

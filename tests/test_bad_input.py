@@ -214,7 +214,7 @@ def without_input() -> bytes:
 ENGINES: dict[str, tuple[Callable[[Place], str], int, str]] = {
     "empty": (lambda p: p.file("m.plan"), 65, "it is empty"),
     "missing": (lambda p: "no.plan", 66, "no such file"),
-    "a folder": (lambda p: str(p.folder), 65, "it is a folder"),
+    "a folder": (lambda p: str(p.folder), 65, "it holds no .plan"),
     "a device": (lambda p: "/dev/zero", 65, "no regular file"),
     "a fifo": (lambda p: fifo(p, "m.plan"), 65, "no regular file"),
     "a picture": (lambda p: p.file("m.plan", jpeg()), 65, "it is a JPEG picture"),

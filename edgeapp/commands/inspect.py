@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from edgeapp import errors, gpus, paths
 from edgeapp.gpu import runtimes
 from edgeapp.log import Talk, tell
-from edgeapp.plan import ONNX, PLAN, ModelFile, look
+from edgeapp.plan import ONNX, PLAN, ModelFile, identify, look
+from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
+
+if TYPE_CHECKING:
+    from edgeapp.records import TensorSpec
 
 MOST_NAMES = 10
 """A line for people names this many classes."""
@@ -18,16 +23,21 @@ MOST_NAMES = 10
 WIDTH = 19
 
 
-def inspect(files: Sequence[str], as_json: bool, library: str | None, stop: Stop, talk: Talk) -> int:
-    """Describe each file; needs neither GPU, driver nor TensorRT.
+def inspect(files: Sequence[str], as_json: bool, settings: Settings, stop: Stop, talk: Talk) -> int:
+    """Describe each file; needs neither GPU, driver nor TensorRT. With --engine that one, loaded.
 
     Returns:
         0 when all can be run here, 1 when some can, 65 when none can, or the code of a file that cannot be read when
         it is the only one.
 
     Raises:
-        UsageError: no file is named. EdgeappError: --tensorrt-library cannot be used.
+        UsageError: no file is named. EdgeappError: --tensorrt-library or --engine cannot be used.
     """
+    if settings.engine is not None:
+        if files:
+            raise errors.UsageError("files and --engine go not together", "", "name --engine FILE alone")
+        return _loaded(settings, as_json, stop, talk)
+    library = settings.tensorrt_library
     if not files:
         raise errors.UsageError("no file given", "", "edgeapp inspect model.plan")
     codes = set()
@@ -168,6 +178,56 @@ def _ultralytics(metadata: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def is_plan(found: ModelFile) -> bool:
-    """Whether --engine can say more of it on a GPU."""
-    return found.kind == PLAN and not found.problem
+def _loaded(settings: Settings, as_json: bool, stop: Stop, talk: Talk) -> int:
+    """Describe the engine of --engine, brought up as for a run."""
+    from edgeapp.bootstrap import Trace
+    from edgeapp.commands.run import open_engine
+
+    assert settings.engine is not None
+    found = identify(settings.engine)
+    verdict = runtimes.verdict(found, settings.tensorrt_library)
+    trace = Trace()
+    with open_engine(found, settings, trace, talk, stop) as (engine, _):
+        detail: dict[str, Any] = engine.describe() if isinstance(engine, Describing) else {}
+        detail["name"] = engine.name
+        detail["load_ms"] = round(sum(ms for _, ms in trace.steps), 1)
+        detail["host_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        detail["tensors"] = [_spec(spec, detail) for spec in (*engine.inputs, *engine.outputs)]
+    if as_json:
+        tell([json.dumps({**describe(found, verdict), "engine": detail}) + "\n"])
+        return 0
+    lines = for_people(found, verdict)
+    rows = [("loaded by", engine.name), ("loaded in", f"{detail['load_ms']:.0f} ms")]
+    rows += [("host memory", f"{detail['host_peak_bytes'] / 2**20:.0f} MiB at most")]
+    for tensor in detail["tensors"]:
+        text = f"{tensor['name']} {tensor['dtype']} ({', '.join(map(str, tensor['shape']))})"
+        rows.append(("input" if tensor["input"] else "output", f"{text}  {tensor['format'] or ''}".rstrip()))
+        for number, (low, best, high) in enumerate(tensor["profiles"]):
+            shapes = " ".join("x".join(map(str, shape)) for shape in (low, best, high))
+            rows.append(("", f"    profile {number}: min opt max {shapes}"))
+    if found.kind == PLAN:
+        used = f"{detail['device_used_bytes'] / 2**20:.0f} MiB used on the GPU"
+        rows.append(("device memory", f"{detail['device_memory_bytes'] / 2**20:.1f} MiB of activations; {used}"))
+        rows.append(("layers", str(detail["layer_count"])))
+        for layer in detail["layers"]:
+            rows.append(("", f"    {layer if isinstance(layer, str) else layer.get('Name', '?')}"))
+    tell([*lines, *(f"  {name:{WIDTH}s} {_line(value)}\n" for name, value in rows)])
+    return 0
+
+
+def _spec(spec: TensorSpec, detail: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "input": spec.is_input,
+        "dtype": spec.dtype,
+        "shape": list(spec.shape),
+        "format": detail.get("formats", {}).get(spec.name),
+        "profiles": [[list(shape) for shape in profile] for profile in spec.profiles],
+    }
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """An engine that can say more than its tensors: TensorRT's."""
+
+    def describe(self) -> dict[str, Any]: ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import mmap
 import sys
 from collections import deque
@@ -122,6 +123,33 @@ def _refused(what: str, logger: Any) -> errors.EdgeappError:
     if "memory" in why:
         return errors.SystemRefusedError(what, why, fix)
     return errors.DataError(what, why, fix)
+
+
+def describe(trt: Any, engine: Any, *, guest: bool) -> dict[str, Any]:
+    """What an ICudaEngine tells of itself beyond its tensors' dtypes and shapes.
+
+    Args:
+        guest: it is of an older major version than the bindings: what came later would crash the process.
+
+    Returns:
+        formats: tensor -> memory format, TensorRT's words. layers: the engine inspector's JSON, names only unless the
+        plan was built with detailed profiling verbosity. device_memory_bytes: activations, for all profiles.
+    """
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    memory = engine.device_memory_size if guest else engine.device_memory_size_v2
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        layers = json.loads(text).get("Layers", [])
+    except (ValueError, AttributeError):
+        layers = []
+    return {
+        "formats": {name: engine.get_tensor_format_desc(name) for name in names},
+        "profiles": engine.num_optimization_profiles,
+        "device_memory_bytes": memory,
+        "refittable": engine.refittable,
+        "layer_count": engine.num_layers,
+        "layers": layers,
+    }
 
 
 def tensor_specs(trt: Any, engine: Any) -> tuple[TensorSpec, ...]:

@@ -12,7 +12,7 @@ from edgeapp import errors
 from edgeapp.gpu import faults
 from edgeapp.gpu.buffers import Buffer
 from edgeapp.gpu.driver import Driver
-from edgeapp.gpu.engine import tensor_specs
+from edgeapp.gpu.engine import describe, tensor_specs
 from edgeapp.records import Shape, Tensors, TensorSpec, nbytes
 from edgeapp.tensors import bfloat16_values, check_names, check_shape, convert
 
@@ -39,6 +39,7 @@ class GpuEngine:
         engine, context: ICudaEngine and an IExecutionContext of its own.
         log: the logger of their runtime.
         name: for messages, "TensorRT lean 8.6.0 on NVIDIA H200".
+        free_bytes: what was free on the GPU before TensorRT was loaded.
         guest: the engine belongs to a runtime of an older major version inside the bindings'.
 
     Attributes:
@@ -46,9 +47,10 @@ class GpuEngine:
     """
 
     def __init__(
-        self, trt: Any, engine: Any, context: Any, log: Any, driver: Driver, *, name: str, guest: bool
+        self, trt: Any, engine: Any, context: Any, log: Any, driver: Driver, *, name: str, guest: bool, free_bytes: int
     ) -> None:
         self.name = name
+        self._free_bytes = free_bytes
         self._guest = guest
         self._trt = trt
         self._engine = engine
@@ -65,6 +67,11 @@ class GpuEngine:
         self._allocators: dict[str, Any] = {}
         self._shapes: dict[str, Shape] = {}
         self._settled: dict[str, Shape | None] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What the engine tells of itself, see engine.describe, and the bytes that are used on the GPU since."""
+        used = self._free_bytes - cuda.mem_get_info()[0]
+        return {**describe(self._trt, self._engine, guest=self._guest), "device_used_bytes": used}
 
     def reserve(self) -> None:
         """Allocate the buffers of every tensor whose size is known before the first run."""

@@ -103,7 +103,7 @@ def main() -> None:
     found = plan.identify(engine_file)
 
     def opened():  # type: ignore[no-untyped-def]
-        return bring_up(found, device=0, detail=lambda _: None, trace=Trace(), check_stop=lambda: None)
+        return bring_up(found, device=0, library=None, detail=lambda _: None, trace=Trace(), check_stop=lambda: None)
 
     loops: dict[str, list[float]] = {"tutorials' loop": [], "edgeapp, batch 1": [], "edgeapp, batch 8": []}
     for _ in range(rounds):

@@ -31,6 +31,14 @@ def gpu_count() -> int:
 COUNT = gpu_count()
 
 
+def capability() -> tuple[int, int]:
+    """The compute capability of GPU 0."""
+    driver, values = ctypes.CDLL("libcuda.so.1"), (ctypes.c_int(), ctypes.c_int())
+    for value, attribute in zip(values, (75, 76), strict=True):
+        assert driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0) == 0
+    return values[0].value, values[1].value
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in this folder needs a GPU, and skips for no other reason."""
     for item in items:

@@ -25,6 +25,7 @@ def opened(name: str, path: Path | None = None) -> AbstractContextManager:
     return bring_up(
         plan.identify(str(path or PLANS / f"{name}.plan")),
         device=0,
+        library=None,
         detail=lambda text: None,
         trace=Trace(),
         check_stop=lambda: None,
