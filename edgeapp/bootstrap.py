@@ -116,9 +116,14 @@ class Bootstrap:
         self._driver = Driver()
 
     def _initialise(self) -> None:
+        from edgeapp.gpu import faults, runtimes
+
         # Kernels are loaded when first used: less memory and a faster start. The driver reads it now.
         os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
         self._driver.initialise()
+        needed = int(runtimes.flavour().get("cuda", 0))
+        if too_old := faults.old_driver(self._driver.version(), needed):
+            raise too_old
 
     def _count(self) -> None:
         count = self._driver.device_count()

@@ -90,7 +90,7 @@ def test_failed_start_imports_neither_pycuda_nor_tensorrt(plan: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("init", "words"),
     [(100, "no GPU is visible"), (803, "driver library and kernel driver are of different versions"),
-     (304, "the groups video and render"), (999, "unknown reason"), (34, "a stub for linking"),
+     (304, "the operating system refused the driver"), (999, "unknown reason"), (34, "a stub for linking"),
      (12345, "no usable answer")],
 )  # fmt: skip
 def test_driver_that_does_not_come_up_is_explained(
@@ -102,6 +102,21 @@ def test_driver_that_does_not_come_up_is_explained(
     assert done.returncode == 69, done
     assert f"cuInit failed with CUDA error {init}" in done.stderr
     assert words in done.stderr
+
+
+def test_driver_that_is_too_old_is_told_before_anything_that_would_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands for: a program for CUDA 13 on a driver that serves 12.2; TensorRT would end the process there."""
+    library = stand_in(tmp_path, devices=1) / "libcuda.so.1"
+    monkeypatch.setattr("edgeapp.gpu.driver.LIBRARY", str(library))
+    monkeypatch.setattr("edgeapp.gpu.runtimes.flavour", lambda: {"tensorrt": "lean", "cuda": "13"})
+    bootstrap = Bootstrap(ModelFile("m.plan", "plan", (10, 16, 1, 11)), 0, lambda _: None, Trace())
+    with pytest.raises(errors.NoGpuError) as caught:
+        bootstrap.up(lambda: None)
+    assert [name for name, _ in bootstrap._trace.steps] == ["find libcuda.so.1", "cuInit"]
+    assert caught.value.why == "the driver serves CUDA 12.2, this program needs CUDA 13"
+    assert "580 or newer" in caught.value.fix
 
 
 @pytest.mark.parametrize(("devices", "device"), [(0, 0), (2, 2), (1, 7)])

@@ -26,7 +26,9 @@ INSIDE_LEVEL = {
     "records": {"errors"},
     "model": {"labels"},
 }
-GPU_ORDER = ("__init__", "faults", "driver", "runtimes", "selection", "buffers", "engine", "infer", "build")
+GPU_ORDER = (
+    "__init__", "machine", "faults", "driver", "runtimes", "selection", "buffers", "engine", "infer", "build",
+)  # fmt: skip
 GPU_LIBRARIES = (
     "pycuda",
     "tensorrt",

@@ -106,4 +106,5 @@ class Buffer:
             error,
             self._driver.context_code(),
             f"allocating {size / 1e6:.1f} MB for tensor {self._name}",
+            self._driver.memory(),
         )

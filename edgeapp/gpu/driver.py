@@ -61,6 +61,13 @@ class Driver:
             self._check(code, "cuDeviceGetAttribute")
         return values[0].value, values[1].value
 
+    def memory(self) -> tuple[int, int] | None:
+        """(free, total) bytes of the GPU of the current CUDA context; None when it does not answer."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        if self._library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) != 0:
+            return None
+        return free.value, total.value
+
     def context_code(self) -> int:
         """0 while the current CUDA context works; the error code that broke it for good otherwise."""
         return int(self._library.cuCtxSynchronize())

@@ -16,6 +16,7 @@ from typing import Any
 
 from edgeapp import errors, paths
 from edgeapp.gpu import faults, runtimes
+from edgeapp.gpu.driver import Driver
 from edgeapp.plan import ModelFile
 from edgeapp.records import TensorSpec
 
@@ -54,7 +55,7 @@ def import_bindings(runtime: runtimes.Runtime) -> Any:
 
 
 def make_logger(trt: Any, detail: Callable[[str], None]) -> Any:
-    """An ILogger that keeps the last error lines in `.errors` and passes all on to `detail`."""
+    """An ILogger that keeps the last error lines (and telling warnings) in `.errors` and passes all on to `detail`."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -62,7 +63,8 @@ def make_logger(trt: Any, detail: Callable[[str], None]) -> Any:
             self.errors: deque[str] = deque(maxlen=KEPT_LINES)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+            failed = severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+            if failed or (severity == trt.ILogger.Severity.WARNING and faults.TELLING_WARNINGS.search(message)):
                 self.errors.append(message)
             if severity != trt.ILogger.Severity.VERBOSE:
                 detail(f"TensorRT: {message}")
@@ -73,7 +75,8 @@ def make_logger(trt: Any, detail: Callable[[str], None]) -> Any:
 def create_runtime(trt: Any, logger: Any) -> Any:
     """An IRuntime; only with a current CUDA context."""
     runtime = trt.Runtime(logger)
-    if not runtime:
+    # Where CUDA does not start, 10.16 and 11.4 give an object whose first use ends the process.
+    if not runtime or any("initialization failure" in line for line in logger.errors):
         raise _refused("TensorRT cannot start", logger)
     runtime.engine_host_code_allowed = False  # a plan may carry native code: it is never run
     return runtime
@@ -119,10 +122,7 @@ def create_context(engine: Any, logger: Any) -> Any:
 
 
 def _refused(what: str, logger: Any) -> errors.EdgeappError:
-    why, fix = faults.explain_log(list(logger.errors))
-    if "memory" in why:
-        return errors.SystemRefusedError(what, why, fix)
-    return errors.DataError(what, why, fix)
+    return faults.refused(what, list(logger.errors), Driver().memory())
 
 
 def describe(trt: Any, engine: Any, *, guest: bool) -> dict[str, Any]:

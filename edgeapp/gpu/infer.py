@@ -182,7 +182,7 @@ class GpuEngine:
             missing = self._context.infer_shapes()
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-            why, _ = faults.explain_log([*self._log.errors] or [str(error)])
+            why, *_ = faults.explain_log([*self._log.errors] or [str(error)])
             raise errors.DataError(f"the input shapes do not fit each other: {shapes}", why) from error
         if missing:
             raise errors.DataError(f"the engine still misses the shapes or values of {', '.join(missing)}")
@@ -245,8 +245,7 @@ class GpuEngine:
         code = self._driver.context_code()
         if code != 0:
             return faults.from_cuda(RuntimeError(f"{call} failed"), code, "running the engine")
-        why, fix = faults.explain_log(list(self._log.errors))
-        return errors.DataError(f"TensorRT refused {call}", why, fix)
+        return faults.refused(f"TensorRT refused {call}", list(self._log.errors), self._driver.memory())
 
     def close(self) -> None:
         """Wait for the stream and free the buffers; the TensorRT objects are the caller's."""
