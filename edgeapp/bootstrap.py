@@ -121,7 +121,7 @@ class Bootstrap:
         # Kernels are loaded when first used: less memory and a faster start. The driver reads it now.
         os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
         self._driver.initialise()
-        needed = int(runtimes.flavour().get("cuda", 0))
+        needed = int(runtimes.flavour().get("cuda") or 0)
         if too_old := faults.old_driver(self._driver.version(), needed):
             raise too_old
 

@@ -7,7 +7,7 @@ tegra*.inc files of meta-tegra. CUDA 12.8 called the GPU of Thor 10.1, CUDA 13 c
 from __future__ import annotations
 
 NAMES = {
-    (5, 0): "GeForce GTX 750, Quadro M1000M to K2200",
+    (5, 0): "GeForce GTX 750, Quadro K2200",
     (5, 2): "GeForce GTX 900, Tesla M40, M60",
     (5, 3): "Jetson Nano, TX1",
     (6, 0): "Tesla P100",

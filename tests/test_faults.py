@@ -268,11 +268,13 @@ def test_every_code_has_cause_and_fix_and_is_found_by_its_text(code: int) -> Non
 
 @pytest.mark.parametrize("code", [214, 220, 700, 702, 709, 710, *range(714, 720), 999])
 def test_codes_that_only_a_restart_heals_are_fatal(code: int) -> None:
+    """CUDA's reference says of these that the process must be started anew."""
     assert code in faults.FATAL
 
 
 @pytest.mark.parametrize("code", [1, 2, 100, 201, 209, 222, 400, 701, 803])
 def test_codes_that_leave_the_context_whole_are_not_fatal(code: int) -> None:
+    """After these other calls still work: the process may go on."""
     assert code not in faults.FATAL
 
 
@@ -308,6 +310,7 @@ def test_pycuda_message_becomes_the_error_of_its_code(
 
 
 def test_memory_left_is_named_for_pycuda_too() -> None:
+    """An allocation that PyCUDA was refused tells what is free."""
     error = faults.from_cuda(RuntimeError("cuMemAlloc failed: out of memory"), 0, "x", (10_000_000, 20_000_000))
     assert error.why == "cuMemAlloc failed: out of memory; 10.0 MB of 20.0 MB are free"
 
@@ -398,9 +401,11 @@ def test_fifty_long_lines_are_explained_at_once() -> None:
      ((11, 0), "Jetson Thor"), ((9, 0), "H100, H200, GH200"), ((99, 9), "")],
 )  # fmt: skip
 def test_compute_capability_has_a_name(capability: tuple[int, int], name: str) -> None:
+    """The numbers in TensorRT's messages are named as people know the GPUs; unknown ones have no name."""
     assert gpus.name_of(*capability) == name
 
 
 def test_compute_capability_is_described_with_and_without_a_name() -> None:
+    """The number is always there."""
     assert gpus.described(8, 7) == "8.7 (Jetson Orin)"
     assert gpus.described(99, 9) == "99.9"

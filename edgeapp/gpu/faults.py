@@ -388,12 +388,13 @@ TELLING_WARNINGS = re.compile(
 """Warnings that say more than the errors which follow them."""
 
 ARCHIVES = {
-    205: "8.2", 213: "8.4", 232: "8.5", 236: "8.6", 237: "10.0", 239: "10.3 to 10.10", 240: "10.11", 244: "11.3",
+    205: "8.2", 213: "8.4", 232: "8.5", 236: "8.6", 237: "10.0 or the preview of 8.5", 239: "10.3 to 10.10",
+    240: "10.11", 244: "11.3",
 }  # fmt: skip
 """The counter in a plan's archive -> the TensorRT versions that were seen to write it; neighbours may share it.
 
-236 is read from plans of 8.6.0; the others from public reports (205, 213, 232: NVIDIA/TensorRT#3073; 237: #3898;
-239 and 240: #4479)."""
+236 is read from plans of 8.6.0; the others from public reports (205, 213, 232: NVIDIA/TensorRT#3073; 237: #3898 and
+#2544; 239 and 240: #4479)."""
 
 MAGICS = {
     b"ftrt": "a TensorRT plan",
