@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from edgeapp import errors, gpus
 from edgeapp.gpu import machine
+from edgeapp.plan.header import ARCHIVE_VERSIONS
 
 LONGEST = 1000
 """Characters of a log line that are looked at; TensorRT cuts its own at about 500."""
@@ -387,15 +388,6 @@ TELLING_WARNINGS = re.compile(
 )
 """Warnings that say more than the errors which follow them."""
 
-ARCHIVES = {
-    205: "8.2", 213: "8.4", 232: "8.5", 236: "8.6", 237: "10.0 or the preview of 8.5", 239: "10.3 to 10.10",
-    240: "10.11", 244: "11.3",
-}  # fmt: skip
-"""The counter in a plan's archive -> the TensorRT versions that were seen to write it; neighbours may share it.
-
-236 is read from plans of 8.6.0; the others from public reports (205, 213, 232: NVIDIA/TensorRT#3073; 237: #3898 and
-#2544; 239 and 240: #4479)."""
-
 MAGICS = {
     b"ftrt": "a TensorRT plan",
     b"vtrt": "a TensorRT-RTX plan",
@@ -439,7 +431,7 @@ def _gpu(text: str) -> str:
 
 
 def _archive(text: str) -> str:
-    version = ARCHIVES.get(int(text))
+    version = ARCHIVE_VERSIONS.get(int(text))
     return f"TensorRT {version} (archive version {text})" if version else f"a TensorRT with archive version {text}"
 
 

@@ -37,8 +37,14 @@ HEADER_BYTES = 28
 
 MOST_SECTIONS = 64
 
-ARCHIVE_VERSIONS = {205: "8.2.1", 213: "8.4.3", 232: "8.5.3", 236: "8.6.0"}
-"""The archive's counter -> the TensorRT that was seen to write it (NVIDIA/TensorRT#3073; 236: measured)."""
+ARCHIVE_VERSIONS = {
+    205: "8.2", 213: "8.4", 232: "8.5", 236: "8.6", 237: "10.0 or the preview of 8.5", 239: "10.3 to 10.10",
+    240: "10.11", 244: "11.3",
+}  # fmt: skip
+"""The counter in a plan's archive -> the TensorRT versions that were seen to write it; neighbours may share it.
+
+236 is read from plans of 8.6.0; the others from public reports (205, 213, 232: NVIDIA/TensorRT#3073; 237: #3898 and
+#2544; 239 and 240: #4479)."""
 
 LEVELS = {0: "none", 1: "ampere+", 2: "same compute capability"}
 
