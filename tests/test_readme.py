@@ -30,6 +30,8 @@ def bench(tmp_path: Path, models: Path, noise: Callable[[int, int], Image.Image]
     """A folder with everything that the README's commands name."""
     shutil.copy(models / "ultralytics.onnx", tmp_path / "model.onnx")
     shutil.copy(ROOT / "tests" / "gpu" / "plans" / "yolov8.plan", tmp_path / "model.plan")
+    (tmp_path / "plans").mkdir()
+    shutil.copy(tmp_path / "model.plan", tmp_path / "plans")
     noise(320, 240).save(tmp_path / "img.jpg")
     (tmp_path / "photos" / "more").mkdir(parents=True)
     noise(200, 100).save(tmp_path / "photos" / "a.jpg")
@@ -59,7 +61,7 @@ def test_edgeapp_command_runs(program: Program, bench: Path, command: str) -> No
         ["/bin/bash", "-o", "pipefail", "-c", command], cwd=bench, capture_output=True, text=True, check=False,
         env=program.env | {"PATH": f"{bench}:/usr/bin:/bin"}, timeout=60,
     )  # fmt: skip
-    plan_without_gpu = ".plan" in command and not has_driver()
+    plan_without_gpu = re.search(r"--engine \S*(\.plan|plans/)", command) and not has_driver()
     no_cache = " cache " in command and len(program.command) > 1
     assert done.returncode == (69 if plan_without_gpu else 66 if no_cache else 0), done
     written = re.findall(r"--(?:output|save) (\S+)", command)
