@@ -35,8 +35,19 @@ def test_inspect_plan_tells_its_gpu_and_the_runtime(program: Program, heads: Pat
     assert line["plan"]["compute_capability"] == "9.0"
     assert line["plan"]["hardware_compatibility"] == "ampere+"
     assert line["plan"]["version_compatible"] is None
+    assert line["plan"]["lean_runtime_inside"] is False
     assert line["verdict"]["runs"] == "if_version_compatible"
     assert line["verdict"]["runtime"] == "lean 8.6.0"
+
+
+def test_inspect_plan_with_the_lean_runtime_inside_names_the_fix(program: Program, heads: Path) -> None:
+    """Its code would be run: refused before any driver is asked, with the flag that leaves it out."""
+    done = program("inspect", heads / "lean_inside.plan")
+    assert done.returncode == 65, done
+    assert "--excludeLeanRuntime" in done.stdout
+    done = program("--engine", heads / "lean_inside.plan", "--input", "x.npy")
+    assert done.returncode == 65, done
+    assert "it carries its own runtime code" in done.stderr
 
 
 def test_inspect_ultralytics_plan_shows_its_metadata(program: Program, heads: Path, tmp_path: Path) -> None:

@@ -134,6 +134,16 @@ def test_look_at_plan_tells_what_its_builder_was_asked_for(
     assert (facts.level, facts.refittable) == (level, refittable)
 
 
+def test_look_at_plan_with_the_lean_runtime_inside_tells_so(heads: dict[str, Path]) -> None:
+    """The runtime is a section of its own, before the engine's."""
+    facts = plan.look(str(heads["lean_inside.plan"])).facts
+    assert facts is not None
+    assert (facts.sections, facts.lean_inside) == (("NAEL", "NGNE"), True)
+    facts = plan.look(str(heads["conv_native.plan"])).facts
+    assert facts is not None
+    assert facts.lean_inside is False
+
+
 def test_look_at_real_plans_tells_the_gpu(shared_fixtures: Path) -> None:
     """Names of the fixtures say which are for Ampere and newer; the bytes say the same."""
     for path in shared_fixtures.glob("*.plan"):

@@ -82,8 +82,8 @@ def describe(found: ModelFile, verdict: runtimes.Verdict) -> dict[str, Any]:
             "gpu_memory_bytes": facts.memory_bytes,
             "hardware_compatibility": facts.level,
             "refittable": facts.refittable,
-            "version_compatible": None,
-            "lean_runtime_inside": None,
+            "lean_runtime_inside": facts.lean_inside,
+            "version_compatible": True if facts.lean_inside else None,
             "weight_stripped": None,
         }
     elif found.version:
@@ -110,6 +110,8 @@ def for_people(found: ModelFile, verdict: runtimes.Verdict) -> list[str]:
     facts = found.facts
     if facts is not None:
         rows.append(("built by", "TensorRT " + ".".join(map(str, facts.version))))
+        if facts.lean_inside:
+            rows.append(("lean runtime", "inside, so it is version compatible"))
         if facts.compute_capability:
             gpu = f"compute capability {gpus.described(*facts.compute_capability)}"
             if facts.multiprocessors and facts.memory_bytes:
@@ -209,7 +211,7 @@ def _loaded(settings: Settings, as_json: bool, stop: Stop, talk: Talk) -> int:
         used = f"{detail['device_used_bytes'] / 2**20:.0f} MiB used on the GPU"
         rows.append(("device memory", f"{detail['device_memory_bytes'] / 2**20:.1f} MiB of activations; {used}"))
         rows.append(("layers", str(detail["layer_count"])))
-        for layer in detail["layers"]:
+        for layer in detail["layers"] or []:
             rows.append(("", f"    {layer if isinstance(layer, str) else layer.get('Name', '?')}"))
     tell([*lines, *(f"  {name:{WIDTH}s} {_line(value)}\n" for name, value in rows)])
     return 0

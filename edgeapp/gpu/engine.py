@@ -5,6 +5,7 @@ TensorRT's Python objects are freed when the last reference goes: these function
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -51,7 +52,10 @@ def import_bindings(runtime: runtimes.Runtime) -> Any:
     # The lean bindings of every version import this package, and it would load all libraries beside it: of TensorRT
     # 10 for the bindings of 11. Ours are loaded.
     sys.modules["tensorrt_lean_libs"] = None  # type: ignore[assignment]
-    return importlib.import_module(runtime.module)
+    try:
+        return importlib.import_module(runtime.module)
+    finally:
+        del sys.modules["tensorrt_lean_libs"]
 
 
 def make_logger(trt: Any, detail: Callable[[str], None]) -> Any:
@@ -133,15 +137,16 @@ def describe(trt: Any, engine: Any, *, guest: bool) -> dict[str, Any]:
 
     Returns:
         formats: tensor -> memory format, TensorRT's words. layers: the engine inspector's JSON, names only unless the
-        plan was built with detailed profiling verbosity. device_memory_bytes: activations, for all profiles.
+        plan was built with detailed profiling verbosity; None for a guest, whose inspector the bindings do not know.
+        device_memory_bytes: activations, for all profiles.
     """
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     memory = engine.device_memory_size if guest else engine.device_memory_size_v2
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    try:
-        layers = json.loads(text).get("Layers", [])
-    except (ValueError, AttributeError):
-        layers = []
+    layers = None
+    if not guest:
+        text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        with contextlib.suppress(ValueError, AttributeError):
+            layers = json.loads(text).get("Layers")
     return {
         "formats": {name: engine.get_tensor_format_desc(name) for name in names},
         "profiles": engine.num_optimization_profiles,

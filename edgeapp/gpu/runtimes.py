@@ -184,11 +184,12 @@ def _version(dotted: str) -> Version:
     return major, minor, patch
 
 
-def verdict(found: ModelFile, library: str | None = None) -> Verdict:
+def verdict(found: ModelFile, library: str | None = None, *, host_code: bool = False) -> Verdict:
     """Whether a file can be run here, and by what; told from its bytes alone.
 
     Args:
         library: --tensorrt-library, which is then the only one that counts.
+        host_code: native code inside a plan may be run.
 
     Raises:
         EdgeappError: that library cannot be used.
@@ -203,8 +204,14 @@ def verdict(found: ModelFile, library: str | None = None) -> Verdict:
     serving = [runtime for runtime in runtimes if runtime.oldest <= version <= runtime.newest]
     if not serving and not library:
         serving = [runtime for runtime in of_this_machine() if runtime.oldest <= version <= runtime.newest]
+    if found.facts is not None and found.facts.lean_inside and serving and not host_code:
+        return Verdict(
+            NO, None, "it carries its own runtime code, which is not run for safety", f"rebuild it with: {REBUILD}"
+        )
     if serving:
         runtime = serving[0]
+        if found.facts is not None and found.facts.lean_inside:
+            return Verdict(YES, runtime)
         if not runtime.lean and version == runtime.newest:
             return Verdict(YES, runtime)
         return Verdict(MAYBE, runtime, "its bytes do not tell whether it was built version compatible")
@@ -228,15 +235,17 @@ def _none_serves(version: Version, runtimes: Sequence[Runtime]) -> Verdict:
     return Verdict(NO, None, why, fix)
 
 
-def choose(plan: ModelFile, library: str | None = None) -> Runtime:
+def choose(plan: ModelFile, library: str | None = None, *, host_code: bool = False) -> Runtime:
     """The runtime for a plan.
 
     Raises:
         DataError: none of the runtimes at hand can run a plan of that version.
     """
-    found = verdict(plan, library)
+    found = verdict(plan, library, host_code=host_code)
     if found.runtime is not None:
         return found.runtime
+    if plan.facts is not None and plan.facts.lean_inside:
+        raise errors.DataError(f"cannot run {paths.printable(plan.path)}", found.why, found.fix)
     if library:
         carried = given(library).name
     else:

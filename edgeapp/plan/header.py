@@ -4,7 +4,8 @@ The header (NVIDIA's TensorRT OSS, samples/common/sampleEngines.cpp, documents t
 every one of 45 plans that TensorRT 8.6.0 built on an H200, and in the plans of TensorRT-RTX 1.4 and 1.7):
 
     0  "ftrt"    4  u32 0    8  u64 number of sections    16  u64 size of the file    24  major, minor, patch, build
-    32 the sections, 24 bytes each: four letters, u32 0, u64 offset, u64 size; the engine's is "NGNE"
+    32 the sections, 24 bytes each: four letters, u32 0, u64 offset, u64 size; the engine's is "NGNE"; "NAEL" is the
+       lean runtime, an ELF library
 
 A section is an archive: "ptrt", u32, u64 counter of the archive's format (236 in 8.6.0), u64 size, then typed values:
 u16 type, u16 1, the value; 0x8002 a byte, 0x8007 an int32, 0x8008 and 0x8009 a u64, 0x800a a bool; other types open a
@@ -16,8 +17,8 @@ Found by building one network in variants and comparing:
     hardware compatibility level   int32 at 108: 0 none, 1 Ampere and newer
     compute capability             int32 at 124 and 132; multiprocessors at 212, memory (u64) at 257
     refittable                     the second bool after the weights: 1 in all plans built with REFIT, else 0
-    version compatible             not told: with the lean runtime left out, three networks gave the same bytes
-                                   with the flag and without it
+    lean runtime inside            a section "NAEL"; such a plan is version compatible
+    version compatible             otherwise not told: two networks gave the same bytes with the flag and without it
     profiling verbosity, dtypes    not told here
     weight-stripped                not told: TensorRT 8.6 cannot build such plans
 
@@ -36,6 +37,7 @@ HEADER_BYTES = 28
 """Tag, size and version of a plan lie in these bytes."""
 
 MOST_SECTIONS = 64
+ENGINE_SECTION, LEAN_SECTION = "NGNE", "NAEL"
 
 ARCHIVE_VERSIONS = {
     205: "8.2", 213: "8.4", 232: "8.5", 236: "8.6", 237: "10.0 or the preview of 8.5", 239: "10.3 to 10.10",
@@ -77,6 +79,11 @@ class PlanFacts:
     level: str | None = None
     refittable: bool | None = None
 
+    @property
+    def lean_inside(self) -> bool | None:
+        """Whether the plan carries a lean runtime: native code, which is not run unless it is allowed."""
+        return LEAN_SECTION in self.sections if self.sections else None
+
 
 def read_plan(peek: Peek, start: int) -> PlanFacts:
     """The facts of the plan that begins at `start` with "ftrt" or "vtrt".
@@ -94,7 +101,7 @@ def read_plan(peek: Peek, start: int) -> PlanFacts:
     except (UnknownError, struct.error):
         return PlanFacts(version, size)
     names = tuple(name for name, _ in sections)
-    engine = next((offset for name, offset in sections if name == "NGNE"), None)
+    engine = next((offset for name, offset in sections if name == ENGINE_SECTION), None)
     if engine is None or head[:4] != b"ftrt":
         return PlanFacts(version, size, names)
     try:

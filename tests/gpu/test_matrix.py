@@ -144,6 +144,6 @@ def test_inspect_of_a_loaded_engine_tells_what_it_takes(edgeapp: Program) -> Non
     assert engine["device_used_bytes"] > 0
     assert engine["host_peak_bytes"] > 10 << 20
     assert engine["load_ms"] > 1
-    assert len(engine["layers"]) >= 1
+    assert engine["layers"] is None  # lean 8.6.0 does not tell them to the bindings of 10.16
     done = edgeapp("inspect", "--engine", PLANS / "multi_io.plan")
     assert "profile 1: min opt max 1x3x64x64 2x3x128x128 2x3x128x128" in done.stdout
