@@ -56,6 +56,9 @@ def contents(folder: Path) -> list[Path]:
 def _alone(content: Path) -> Iterator[bool]:
     """Whether nobody else runs this content; while inside, nobody can start it either."""
     own = content.name == launched.launched().content
+    if own and launched.launched().lock < 0:
+        yield False
+        return
     lock = launched.launched().lock if own else os.open(content, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,6 +151,8 @@ def _verify(folder: Path, as_json: bool, stop: Stop, talk: Talk) -> int:
 def _clear(folder: Path, as_json: bool) -> None:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as the launcher does: nobody unpacks in the meantime
+        for left in folder.glob(".new-*"):  # of killed starts: with the lock, none of them is at work
+            shutil.rmtree(left, ignore_errors=True)
         # This program's own files last: it runs from them.
         for content in sorted(contents(folder), key=lambda path: path.name == launched.launched().content):
             with _alone(content) as alone:

@@ -379,7 +379,7 @@ static bool check_bytes(struct job *job, size_t index, struct reason *why) {
             sha256_add(&hash, chunk, (size_t)got);
     sha256_end(&hash, digest);
     if (got < 0)
-        fail(why, errno, "%s: %s", item->path, strerror(errno));
+        fail(why, chunk ? errno : ENOMEM, "%s: %s", item->path, strerror(chunk ? errno : ENOMEM));
     else if (got == 0 && memcmp(digest, item->sha256, sizeof digest))
         fail(why, ESTALE, "the SHA-256 of %s differs", item->path), got = -1;
     if (file >= 0)

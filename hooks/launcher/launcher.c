@@ -26,12 +26,15 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 /* As in edgeapp/errors.py. */
-enum { EXIT_REFUSED = 71, EXIT_CANNOT_WRITE = 73, EXIT_IO = 74, EXIT_NOT_PERMITTED = 77 };
+enum { TRY_NEXT = -1, EXIT_REFUSED = 71, EXIT_CANNOT_WRITE = 73, EXIT_IO = 74, EXIT_NOT_PERMITTED = 77 };
 enum { PLACES_MAX = 8, LOCK_MIN_FD = 10 };
+enum { SAID_AFTER_TURNS = 5 * 50, GIVEN_UP_AFTER_TURNS = 300 * 50 }; /* 50 turns a second */
 
 static const char COPY_AGAIN[] = "copy it again and compare sha256sum with the original";
 
@@ -100,6 +103,7 @@ static void release_signals(void) {
 
 struct place {
     char *path;
+    char *resolved;      /* the same without links, once it is open */
     const char *origin;  /* what names it */
     bool for_all;        /* all users look into it, only root writes */
     bool only_look;      /* nothing is made there */
@@ -150,11 +154,11 @@ static void find_places(void) {
     if ((value = variable("XDG_CACHE_HOME")))
         add_place("XDG_CACHE_HOME", value, "/edgeapp")->make_parents = true;
     if ((value = variable("HOME"))) {
-        struct stat stat;
+        struct stat status;
         place = add_place("HOME", value, "/.cache/edgeapp");
         /* As after sudo: the owner of this home could not use what root makes there, or could change it. */
-        if (!place->why.code && lstat(value, &stat) == 0 && S_ISDIR(stat.st_mode) && stat.st_uid != geteuid())
-            fail(&place->why, EPERM, "HOME belongs to user %u", stat.st_uid);
+        if (!place->why.code && stat(value, &status) == 0 && status.st_uid != geteuid())
+            fail(&place->why, EPERM, "HOME belongs to user %u", status.st_uid);
     }
     snprintf(own, sizeof own, "/edgeapp-%u", geteuid());
     add_place("last resort", "/var/tmp", own)->in_tmp = true;
@@ -179,9 +183,51 @@ static bool make_folder(const struct place *place) {
     return mkdir(path, mode) == 0 || errno == EEXIST;
 }
 
-/* Opens the folder if it is there and nobody else can have put something into it. */
-static bool open_place(struct place *place) {
+/* Nobody but root and this user may put another folder in the place of one above: the program is run by its path, and
+ * loads its modules by theirs. In a user namespace root's folders belong to whom / belongs to. */
+static bool safe_above(int folder, struct reason *why) {
+    struct stat root, stat, below;
+    int above = fcntl(folder, F_DUPFD_CLOEXEC, 0);
+    bool safe = above >= 0 && fstat(above, &below) == 0 && fstatat(above, "/", &root, 0) == 0;
+    if (!safe)
+        refused_errno(why);
+    while (safe) {
+        const int next = openat(above, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (next < 0 || fstat(next, &stat)) {
+            safe = refused_errno(why);
+        } else if (stat.st_ino == below.st_ino && stat.st_dev == below.st_dev) {
+            close(next);
+            break;
+        } else if (stat.st_uid != 0 && stat.st_uid != geteuid() && stat.st_uid != root.st_uid) {
+            safe = fail(why, EPERM, "a folder above it belongs to user %u", stat.st_uid);
+        } else if ((stat.st_mode & S_IWOTH || (stat.st_mode & S_IWGRP && stat.st_gid != getegid() && stat.st_gid != 0)) &&
+                   !(stat.st_mode & S_ISVTX)) {
+            safe = fail(why, EPERM, "others may write to a folder above it (mode %04o)", stat.st_mode & 07777);
+        }
+        close(above);
+        above = next;
+        below = stat;
+    }
+    if (above >= 0)
+        close(above);
+    return safe;
+}
+
+/* The path to run the program by; PyInstaller puts it into LD_LIBRARY_PATH, where some letters have a meaning. */
+static bool resolve(struct place *place, const struct stat *opened) {
     struct stat stat;
+    place->resolved = realpath(place->path, NULL);
+    if (!place->resolved || lstat(place->resolved, &stat))
+        return refused_errno(&place->why);
+    if (stat.st_ino != opened->st_ino || stat.st_dev != opened->st_dev)
+        return fail(&place->why, EPERM, "it was exchanged just now");
+    return !strpbrk(place->resolved, ":;$") || fail(&place->why, EINVAL, "its path has one of the letters : ; $");
+}
+
+/* Opens the folder if it is there, programs may run in it, and nobody else can have put something into it. */
+static bool open_place(struct place *place) {
+    struct stat stat, above;
+    struct statvfs system;
     struct reason *why = &place->why;
     if (why->code || place->folder >= 0)
         return !why->code;
@@ -198,9 +244,14 @@ static bool open_place(struct place *place) {
         return refused_errno(why);
     if (!safe_owner(&stat)) {
         fail(why, EPERM, "others may write to it (user %u, mode %03o)", stat.st_uid, stat.st_mode & 0777);
-    } else if (place->for_all && (stat.st_uid || fstatat(folder, "..", &stat, 0) || stat.st_uid || !safe_owner(&stat))) {
+    } else if (place->for_all &&
+               (stat.st_uid || fstatat(folder, "..", &above, 0) || above.st_uid || !safe_owner(&above))) {
         fail(why, EPERM, "it or the folder above is not root's alone");
-    } else {
+    } else if (fstatvfs(folder, &system)) {
+        refused_errno(why);
+    } else if (system.f_flag & ST_NOEXEC) {
+        fail(why, EACCES, "programs may not run there (mounted noexec)");
+    } else if (safe_above(folder, why) && resolve(place, &stat)) {
         place->folder = folder;
         return true;
     }
@@ -208,12 +259,10 @@ static bool open_place(struct place *place) {
     return false;
 }
 
-static bool may_hold_programs(const struct place *place, struct reason *why) {
+static bool may_be_written(const struct place *place, struct reason *why) {
     struct statvfs system;
     if (fstatvfs(place->folder, &system))
         return refused_errno(why);
-    if (system.f_flag & ST_NOEXEC)
-        return fail(why, EACCES, "programs may not run there (mounted noexec)");
     return !(system.f_flag & ST_RDONLY) || fail(why, EROFS, "read-only file system");
 }
 
@@ -256,11 +305,16 @@ static const char *temporary_name(void) {
     return name;
 }
 
-/* First out of sight, so that nobody starts it half removed. */
-static void remove_content(int cache, const char *name) {
+/* First out of sight, so that nobody starts it half removed; false if a running program uses it. Only with the lock. */
+static bool remove_content(int cache, const char *name) {
     const char *temporary = temporary_name();
-    if (renameat(cache, name, cache, temporary) == 0)
+    const int folder = openat(cache, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    const bool unused = folder < 0 || flock(folder, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+    if (unused && renameat(cache, name, cache, temporary) == 0)
         remove_below(cache, temporary);
+    if (folder >= 0)
+        close(folder);
+    return unused;
 }
 
 static bool is_content_name(const char *name) {
@@ -295,11 +349,7 @@ static void tidy(int cache, const char *current, bool keep_newest) {
         if (!is_content_name(entry->d_name) || strcmp(entry->d_name, current) == 0 ||
             (keep_newest && strcmp(entry->d_name, newest) == 0))
             continue;
-        int folder = openat(cache, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (folder >= 0 && flock(folder, LOCK_EX | LOCK_NB) == 0)
-            remove_content(cache, entry->d_name);
-        if (folder >= 0)
-            close(folder);
+        remove_content(cache, entry->d_name);
     }
     closedir(list);
 }
@@ -345,22 +395,31 @@ static void need_glibc(const struct content *content) {
 
 /* ---- finding and unpacking ---- */
 
-/* The content's folder, open and with the shared lock, if it is whole; else -1.
- * The first look says what it finds wrong. With the cache's lock, nobody can be removing it for long. */
-static int open_content(const struct content *content, const struct place *place, bool every_byte, bool locked) {
-    struct reason why;
+/* Whether what was found says that files were changed, and not that this process could not look. */
+static bool means_damage(const struct reason *why) {
+    return why->code == ESTALE || why->code == ENOENT || why->code == ENOTDIR || why->code == ELOOP;
+}
+
+/* The content's folder, open and with the shared lock, if it is whole; else -1, with a reason in the place if that is of
+ * no use. The first look says what it finds wrong. With the cache's lock, nobody can be removing it for long. */
+static int open_content(const struct content *content, struct place *place, bool every_byte, bool locked) {
+    struct reason why = {0};
     struct stat opened, named;
     int folder = openat(place->folder, content->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (folder < 0)
         return -1;
-    /* Refused by one who removes it; some read-only file systems know no locks, and need none. */
-    if (flock(folder, locked ? LOCK_SH : LOCK_SH | LOCK_NB) && (errno == EWOULDBLOCK || errno == EINTR))
+    /* Refused by one who removes it; some read-only file systems know no locks, and need none. Where all users look,
+     * any of them could hold one, and root, who alone removes, takes the folder's name away first. */
+    if (flock(folder, locked && !place->for_all ? LOCK_SH : LOCK_SH | LOCK_NB) &&
+        (errno == EWOULDBLOCK || errno == EINTR) && !place->for_all)
         goto absent;
     if (fstat(folder, &opened) || fstatat(place->folder, content->name, &named, AT_SYMLINK_NOFOLLOW) ||
         opened.st_ino != named.st_ino)
         goto absent;
     if (!content_is_whole(content, folder, every_byte, &why)) {
-        if (!locked)
+        if (!means_damage(&why))
+            place->why = why;
+        else if (!locked)
             fprintf(stderr, "edgeapp: not using the files in %s/%s: %s\n", place->path, content->name, why.text);
         goto absent;
     }
@@ -370,16 +429,22 @@ absent:
     return -1;
 }
 
-/* Waits for others who do the same. */
-static bool take_lock(int cache, int *lock, struct reason *why) {
-    *lock = openat(cache, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+/* Waits for others who do the same, but not for ever: one of them may be stopped. */
+static bool take_lock(const struct place *place, int *lock, struct reason *why) {
+    const struct timespec pause = {.tv_nsec = 20000000};
+    *lock = openat(place->folder, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (*lock < 0)
         return refused_errno(why);
-    while (flock(*lock, LOCK_EX)) {
-        if (errno == EINTR && stop_signal)
+    for (int turn = 0; flock(*lock, LOCK_EX | LOCK_NB); turn++) {
+        if (stop_signal)
             return fail(why, EINTR, "a signal came");
-        if (errno != EINTR)
+        if (errno != EINTR && errno != EWOULDBLOCK)
             return fail(why, errno, "cannot lock it: %s", strerror(errno));
+        if (turn == SAID_AFTER_TURNS)
+            fprintf(stderr, "edgeapp: waiting for another start, which unpacks into %s\n", place->path);
+        if (turn == GIVEN_UP_AFTER_TURNS)
+            return fail(why, EAGAIN, "another start has unpacked into it for %d s", GIVEN_UP_AFTER_TURNS / 50);
+        nanosleep(&pause, NULL);
     }
     return true;
 }
@@ -415,15 +480,18 @@ static int unpack_once(const struct content *content, struct place *place, bool 
         why->code = 0;
     else if (why->code == ENOENT)
         refused_errno(why);
-    if (!open_place(place) || !may_hold_programs(place, why))
+    if (!open_place(place) || !may_be_written(place, why))
         return -1;
-    if (!take_lock(place->folder, &lock, why))
+    if (!take_lock(place, &lock, why))
         goto end;
     folder = open_content(content, place, every_byte, true); /* somebody else may have been faster */
-    if (folder >= 0 || stop_signal)
+    if (folder >= 0 || stop_signal || why->code)
         goto end;
     tidy(place->folder, content->name, true);
-    remove_content(place->folder, content->name); /* after what has such a name was removed */
+    if (!remove_content(place->folder, content->name)) {
+        fail(why, EBUSY, "the files in it were changed, and a running program uses them");
+        goto end;
+    }
     if (!room_for(content, place, why)) {
         tidy(place->folder, content->name, false);
         if (!room_for(content, place, why))
@@ -475,16 +543,22 @@ static void tell(const char *name, const char *value) {
         abort();
 }
 
-static int become(const struct content *content, const struct place *place, int folder, const char *own_path,
-                  char **words) {
+/* Does not return, but for the exit code, or TRY_NEXT with the reason in the place. */
+static int become(const struct content *content, struct place *place, int folder, const char *own_path, char **words) {
     char *program, number[16], numbers[32] = "";
-    const char *cache = realpath(place->path, NULL);
-    if (asprintf(&program, "%s/%s/%s", cache ? cache : place->path, content->name, content->program) < 0)
+    if (asprintf(&program, "%s/%s/%s", place->resolved, content->name, content->program) < 0)
         abort();
     /* Above 2, lest it is taken for a standard stream that was closed; and not closed by execve. */
-    snprintf(number, sizeof number, "%d", fcntl(folder, F_DUPFD, LOCK_MIN_FD));
-    close(folder);
-    tell("_EDGEAPP_FILE", own_path);
+    int lock = fcntl(folder, F_DUPFD, LOCK_MIN_FD);
+    if (lock >= 0) {
+        close(folder);
+    } else {
+        lock = folder; /* ulimit -n: it keeps its number, which main made larger than 2 */
+        fcntl(lock, F_SETFD, 0);
+    }
+    snprintf(number, sizeof number, "%d", lock);
+    if (*own_path)
+        tell("_EDGEAPP_FILE", own_path);
     tell("_EDGEAPP_CONTENT", content->name);
     tell("_EDGEAPP_LOCK", number);
     for (int i = 0; i < WAITING_SIGNAL_COUNT; i++)
@@ -494,12 +568,17 @@ static int become(const struct content *content, const struct place *place, int 
     if (access("/proc/self/exe", F_OK))
         words[0] = program; /* without /proc the program finds itself by this word */
     execve(program, words, environ);
+    if (errno == EACCES) {
+        fail(&place->why, EACCES, "programs may not run there (%s)", strerror(errno));
+        close(lock);
+        return TRY_NEXT;
+    }
     if (errno == ENOENT)
         complain("cannot start", "this system lacks the loader of the GNU C library (glibc)",
                  "use a distribution with glibc; Alpine and other systems with musl have none");
     else
         fprintf(stderr, "edgeapp: cannot start %s\n  why: %s\n", program, strerror(errno));
-    return errno == EACCES || errno == EPERM ? EXIT_NOT_PERMITTED : EXIT_REFUSED;
+    return errno == EPERM ? EXIT_NOT_PERMITTED : EXIT_REFUSED;
 }
 
 /* Services and who asks for it have every byte checked, not only sizes and times: 0.1 s for 100 MB. */
@@ -513,6 +592,12 @@ int main(int count, char **words) {
     struct content content;
     struct reason why;
     static char *no_words[] = {"edgeapp", NULL};
+    struct stat opened, named;
+    if (getauxval(AT_SECURE)) {
+        complain("cannot start", "it has the set-user-ID or set-group-ID bit, or file capabilities",
+                 "chmod ug-s edgeapp; use sudo, or User= of a systemd unit");
+        return EXIT_NOT_PERMITTED;
+    }
     let_signals_wait();
     if (count < 1)
         words = no_words;
@@ -534,6 +619,9 @@ int main(int count, char **words) {
         complain("cannot read its own file", strerror(errno), "chmod a+r edgeapp; it reads itself to start");
         return EXIT_NOT_PERMITTED;
     }
+    /* Replaced or deleted since: then no path leads to this file. */
+    if (fstat(file, &opened) || stat(own_path, &named) || opened.st_ino != named.st_ino || opened.st_dev != named.st_dev)
+        *own_path = '\0';
     if (!content_read(&content, file, &why)) {
         complain("cannot start from this file", why.text, COPY_AGAIN);
         return EXIT_IO;
@@ -546,16 +634,18 @@ int main(int count, char **words) {
         /* Where somebody wants the files, they shall lie, even if a later place has them. */
         if (folder < 0 && place->wanted)
             folder = make_content(&content, place, every_byte);
-        if (folder >= 0)
-            return become(&content, place, folder, own_path, words);
+        const int code = folder < 0 ? TRY_NEXT : become(&content, place, folder, own_path, words);
+        if (code != TRY_NEXT)
+            return code;
         if (place->wanted)
             fprintf(stderr, "edgeapp: not using %s=%s: %s\n", place->origin, place->path, place->why.text);
     }
     for (int i = 0; i < place_count; i++) {
         struct place *place = &places[i];
         int folder = place->wanted || place->only_look ? -1 : make_content(&content, place, every_byte);
-        if (folder >= 0)
-            return become(&content, place, folder, own_path, words);
+        const int code = folder < 0 ? TRY_NEXT : become(&content, place, folder, own_path, words);
+        if (code != TRY_NEXT)
+            return code;
     }
     return no_place(&content);
 }

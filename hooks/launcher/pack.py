@@ -48,7 +48,7 @@ def groups(files: list[Path]) -> list[list[Path]]:
     """The files of each frame, the largest frame first; like stands beside like."""
     large = [file for file in files if file.stat().st_size >= OWN_FRAME_BYTES]
     small = sorted(set(files) - set(large), key=lambda file: (file.suffix, file))
-    alone = sorted(([file] for file in large), key=lambda group: -group[0].stat().st_size)
+    alone = sorted(([file] for file in large), key=lambda group: (-group[0].stat().st_size, group[0]))
     return [*alone, small] if small else alone
 
 

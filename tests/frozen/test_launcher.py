@@ -540,6 +540,18 @@ FAULTS = {
     "writable for others": ("chmod 777 /mnt/bad", "others may write to it"),
     "a dangling link": ("rmdir /mnt/bad; ln -s nowhere /mnt/bad", "No such file or directory"),
     "a lock that is a link": ("ln -s /etc/passwd /mnt/bad/lock", "Symbolic link loop"),
+    "below a folder of another user": (
+        "mkdir -p /mnt/bad/sub; chown 65534 /mnt/bad; mv /mnt/bad /mnt/u; ln -s u/sub /mnt/bad",
+        "a folder above it belongs to user 65534",
+    ),
+    "below a folder open to others": (
+        "mkdir -p /mnt/bad/sub; chmod 777 /mnt/bad; mv /mnt/bad /mnt/u; ln -s u/sub /mnt/bad",
+        "others may write to a folder above it (mode 0777)",
+    ),
+    "a letter of LD_LIBRARY_PATH": (
+        "mkdir /mnt/a:b; rmdir /mnt/bad; ln -s a:b /mnt/bad",
+        "its path has one of the letters : ; $",
+    ),
 }
 
 
@@ -556,6 +568,134 @@ def test_unusable_cache_is_named_and_the_next_folder_is_used(binary: Path, make:
     assert "home/.cache/edgeapp/lock" in done.stdout
     assert done.stderr.startswith("edgeapp: not using EDGEAPP_CACHE=/mnt/bad: ")
     assert reason in done.stderr
+
+
+@as_root
+def test_home_that_is_a_link_to_that_of_another_user_is_not_used(binary: Path) -> None:
+    """Root would run what its owner can exchange."""
+    done = in_namespace(
+        """
+        for folder in /mnt /var/tmp; do mount -t tmpfs -o mode=1777 none $folder; done
+        mkdir /mnt/theirs; chown 65534 /mnt/theirs; ln -s theirs /mnt/home
+        $1 cache path; find /mnt/theirs -mindepth 1
+        """,
+        binary, HOME="/mnt/home",
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("/var/tmp/edgeapp-0\n", 0), done
+
+
+@as_root
+def test_content_on_a_mount_that_became_noexec_is_left_for_the_next_folder(binary: Path) -> None:
+    """It was unpacked where programs may no longer run."""
+    done = in_namespace(
+        """
+        mount -t tmpfs none /mnt; mkdir /mnt/cache /mnt/home; mount -t tmpfs -o mode=700 none /mnt/cache
+        $1 --version; mount -o remount,noexec /mnt/cache; $1 cache path
+        """,
+        binary, EDGEAPP_CACHE="/mnt/cache", HOME="/mnt/home",
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[1] == "/mnt/home/.cache/edgeapp"
+    assert "mounted noexec" in done.stderr
+
+
+@as_root
+def test_lock_of_another_user_holds_nobody_up(binary: Path) -> None:
+    """Content for all users can be locked by each of them; it is used all the same."""
+    done = in_namespace(
+        """
+        mkdir -p /var/lib/edgeapp; mount -t tmpfs -o mode=755 none /var/lib/edgeapp
+        EDGEAPP_CACHE=/var/lib/edgeapp/cache $1 --version
+        folder=$(echo /var/lib/edgeapp/cache/????????????????????????????????)
+        setpriv --reuid 65534 --regid 65534 --clear-groups flock -x $folder sleep 30 & sleep 0.5
+        timeout 10 $1 cache path; EDGEAPP_CACHE=/var/lib/edgeapp/cache timeout 10 $1 cache path; kill %1
+        """,
+        binary, HOME="/nonexistent",
+    )  # fmt: skip
+    assert done.stdout.splitlines()[1:] == ["/var/lib/edgeapp/cache"] * 2, done
+
+
+def test_changed_content_that_a_program_uses_is_not_removed_under_it(binary: Path, warm: Path, content: Path) -> None:
+    """The next start takes another folder, and says why; the program goes on."""
+    home = warm.parent / "home"
+    home.mkdir()
+    env = {"EDGEAPP_CACHE": str(warm), "HOME": str(home)}
+    model = ROOT / "edgeapp" / "data" / "demo" / "model.onnx"
+    words = [binary, "--engine", model, "--input", "-", "--quiet"]
+    with subprocess.Popen(words, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        while "onnxruntime" not in Path(f"/proc/{child.pid}/maps").read_text():
+            time.sleep(0.02)
+        (warm / content.name / "manifest").touch()
+        done = start(binary, "cache", "path", **env)
+        assert done.stdout == f"{home}/.cache/edgeapp\n", done
+        assert "a running program uses them" in done.stderr
+        assert (warm / content.name / "edgeapp").is_file()
+        child.communicate(b"")
+    assert child.returncode == 0
+    assert works(binary, warm).stderr.startswith("edgeapp: not using the files in")
+    assert_tidy(warm)
+
+
+@pytest.mark.parametrize("limit", range(4, 13))
+def test_limit_of_open_files_never_harms_what_is_unpacked(binary: Path, warm: Path, limit: int) -> None:
+    """A start that cannot look has no say on whether files were changed."""
+    before = snapshot(warm)
+    command = f"ulimit -n {limit}; exec {shlex.quote(str(binary))} cache list"
+    env = {"EDGEAPP_CACHE": str(warm), "EDGEAPP_VERIFY": "1", "HOME": str(warm.parent / "no")}
+    done = subprocess.run(["/bin/bash", "-c", command], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode != 70, done
+    assert "Traceback" not in done.stderr
+    assert snapshot(warm) == before
+
+
+def test_stopped_start_is_waited_for_aloud(binary: Path, place: Path) -> None:
+    """Who unpacks holds the lock; a second start says what it waits for, and goes on when the first does."""
+    env = {"EDGEAPP_CACHE": str(place / "cache")}
+    with subprocess.Popen([binary, "--version"], env=env, stdout=subprocess.DEVNULL) as first:
+        while not list(place.glob("cache/.new-*")):
+            time.sleep(0.001)
+        first.send_signal(signal.SIGSTOP)
+        with subprocess.Popen([binary, "--version"], env=env, stderr=subprocess.PIPE, text=True) as second:
+            assert second.stderr is not None
+            assert second.stderr.readline().startswith("edgeapp: waiting for another start, which unpacks into")
+            first.send_signal(signal.SIGCONT)
+            assert second.wait(60) == 0
+        assert first.wait(60) == 0
+    assert_tidy(place / "cache")
+
+
+def test_clear_removes_what_killed_starts_left(binary: Path, warm: Path) -> None:
+    """Their space is given back at once, not only by the next unpacking."""
+    (warm / ".new-98-0").mkdir()
+    (warm / ".new-98-0" / "part").write_bytes(b"x")
+    assert start(binary, "cache", "clear", EDGEAPP_CACHE=str(warm)).returncode == 0
+    assert_tidy(warm, 0)
+
+
+def test_deleted_file_is_not_named(binary: Path, warm: Path, place: Path) -> None:
+    """The program runs, and does not tell a path that leads nowhere."""
+    shutil.copy(binary, place / "copy")
+    number = os.open(place / "copy", os.O_RDONLY)
+    (place / "copy").unlink()
+    try:
+        words = [f"/proc/self/fd/{number}", "--version", "--json"]
+        env = {"EDGEAPP_CACHE": str(warm)}
+        done = subprocess.run(words, env=env, pass_fds=[number], capture_output=True, check=True)
+    finally:
+        os.close(number)
+    assert json.loads(done.stdout)["file"] is None
+
+
+@as_root
+def test_set_user_id_bit_is_refused(binary: Path, place: Path) -> None:
+    """Whoever may start it would choose, as root, where files are made and run."""
+    shutil.copy(binary, place / "edgeapp")
+    (place / "edgeapp").chmod(0o4755)
+    done = subprocess.run(
+        [place / "edgeapp", "--version"], env={}, capture_output=True, text=True, check=False, **NOBODY
+    )
+    assert done.returncode == 77, done
+    assert "set-user-ID" in done.stderr
 
 
 @as_root
