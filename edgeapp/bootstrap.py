@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,12 +52,17 @@ class Bootstrap:
         detail: Callable[[str], None],
         trace: Trace,
         library: str | None = None,
+        *,
+        plugins: Sequence[str] = (),
+        host_code: bool = False,
     ) -> None:
         self._plan = plan
         self._library = library
         self._device_number = device_number
         self._detail = detail
         self._trace = trace
+        self._plugins = plugins
+        self._host_code = host_code
         self._undo = ExitStack()
         self._driver: Driver
         self._choice: Runtime
@@ -81,6 +86,7 @@ class Bootstrap:
         ("load the TensorRT library", "_load_tensorrt"),
         ("import the bindings", "_import_bindings"),
         ("runtime", "_create_runtime"),
+        ("plugins", "_load_plugins"),
         ("engine", "_deserialise"),
         ("execution context", "_create_context"),
         ("buffers", "_reserve"),
@@ -187,10 +193,16 @@ class Bootstrap:
                 self._runtimes.pop()  # the guest goes before its host
 
         self._on_exit("runtime", drop)
-        self._runtimes.append(engine.create_runtime(self._trt, self._log))
+        self._runtimes.append(engine.create_runtime(self._trt, self._log, host_code=self._host_code))
         if self._choice.guest:
             guest = runtimes.file_of(self._choice.guest)
-            self._runtimes.append(engine.load_guest(self._runtimes[0], self._log, guest))
+            self._runtimes.append(engine.load_guest(self._runtimes[0], self._log, guest, host_code=self._host_code))
+
+    def _load_plugins(self) -> None:
+        from edgeapp.gpu import engine
+
+        for file in self._plugins:
+            engine.load_plugin(self._runtimes[-1], self._log, file)
 
     def _deserialise(self) -> None:
         from edgeapp.gpu import engine
@@ -225,6 +237,8 @@ def bring_up(
     detail: Callable[[str], None],
     trace: Trace,
     check_stop: Callable[[], None],
+    plugins: Sequence[str] = (),
+    host_code: bool = False,
 ) -> Iterator[GpuEngine]:
     """A running engine for a plan, for the length of the `with` block.
 
@@ -234,11 +248,13 @@ def bring_up(
         detail: takes TensorRT's log lines and the steps of the end.
         trace: filled in with every step and its time.
         check_stop: called between the steps; raises when a signal came.
+        plugins: libraries with plugins that the plan needs.
+        host_code: let the plan run native code that it carries.
 
     Raises:
         NoGpuError: no driver or GPU. DataError: the plan cannot run here.
     """
-    bootstrap = Bootstrap(plan, device, detail, trace, library)
+    bootstrap = Bootstrap(plan, device, detail, trace, library, plugins=plugins, host_code=host_code)
     try:
         yield bootstrap.up(check_stop)
     finally:

@@ -35,6 +35,12 @@ def _cache(action: str, as_json: bool, _: settings.Settings, stop: Stop, talk: T
     return cache(action, as_json, stop, talk)
 
 
+def _sign(key: str, files: Sequence[str], passphrase: str, _: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.sign import sign
+
+    return sign(key, files, passphrase, stop, talk)
+
+
 def _self_test(names: Sequence[str], as_json: bool, _: settings.Settings, stop: Stop, __: Talk) -> int:
     from edgeapp.commands.selftest import self_test
 
@@ -64,6 +70,7 @@ COMMANDS = {
     "demo": "find parts in the pictures that come with the program",
     "inspect": "tell what a model file is and whether it runs here, from its bytes; needs no GPU",
     "runtimes": "list the TensorRT libraries inside and on this machine, and which plans each runs",
+    "sign": "write FILE.minisig, the signature that --require-signature wants",
     "cache": "look at the folder into which this file unpacks itself: path, list, verify, clear",
     "self-test": "load everything that is inside, without a GPU: does this file fit this machine",
 }
@@ -72,6 +79,12 @@ CACHE_ACTIONS = (
     "path: print the folder; list: what it holds; verify: compare every file with its SHA-256; "
     "clear: remove what no running program uses"
 )
+
+SIGN = """The format is minisign's: minisign -V verifies what this writes, and edgeapp what minisign -S writes.
+minisign -G makes a pair of keys; machines that run the model get the public one, into /etc/edgeapp/keys.d
+or by --trust-key.
+
+example: edgeapp sign --key maker.key model.plan"""
 
 EXAMPLES = """examples:
   edgeapp --engine model.plan --input img.jpg             a TensorRT plan on the GPU
@@ -85,7 +98,8 @@ exit codes:
   66 file not found   69 no driver or GPU   70 a bug   71 the system refused   73 cannot write
   74 input/output   75 GPU lost, a restart heals   77 permission   78 configuration
 
-Every option can be set by an environment variable too: EDGEAPP_ENGINE, EDGEAPP_SCORE_THRESHOLD ...
+Every option can be set by an environment variable too: EDGEAPP_ENGINE, EDGEAPP_SCORE_THRESHOLD ...,
+but --plugin and --allow-host-code, which let code run, only by their flags.
 EDGEAPP_CACHE names the folder into which the program unpacks itself once; EDGEAPP_VERIFY=1 has it check every byte
 there at each start."""
 
@@ -157,13 +171,24 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
     elif name == "runtimes":
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
         settings.add_options(parser, ("tensorrt_library", "quiet", "debug"))
+    elif name == "sign":
+        parser.epilog = SIGN
+        parser.add_argument("files", nargs="+", metavar="FILE", help="plan or .onnx model; any file")
+        parser.add_argument("--key", required=True, metavar="K", help="secret key of minisign")
+        parser.add_argument(
+            "--passphrase-file",
+            default="",
+            metavar="FILE",
+            help="its first line opens the key; else the terminal is asked",
+        )
+        settings.add_options(parser, ("quiet", "debug"))
     elif name == "cache":
         parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
         settings.add_options(parser, ("quiet", "debug"))
     elif name == "self-test":
         parser.add_argument(
-            "parts", nargs="*", metavar="PART", help="numpy, pillow, onnxruntime, tensorrt or libraries"
+            "parts", nargs="*", metavar="PART", help="numpy, pillow, pynacl, onnxruntime, tensorrt or libraries"
         )
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
         settings.add_options(parser, ("quiet", "debug"))
@@ -174,6 +199,8 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         command = partial(_inspect, given.files, given.json)
     elif name == "runtimes":
         command = partial(_runtimes, given.json)
+    elif name == "sign":
+        command = partial(_sign, given.key, given.files, given.passphrase_file)
     elif name == "cache":
         command = partial(_cache, given.action, given.json)
     elif name == "self-test":

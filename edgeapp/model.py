@@ -22,6 +22,8 @@ from edgeapp.records import TensorSpec
 
 CARD_NAME = "model.json"
 MOST_CARD_BYTES = 16 << 20
+NOT_OF_THE_TASK = ("schema", "description", "license", "sha256", "trust_key")
+"""Keys that say nothing of inputs and outputs; `trust` looks at the last two."""
 ULTRALYTICS_TASKS = {"classify": "classify", "detect": "detect"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -200,7 +202,7 @@ def complete(
     Raises:
         ConfigurationError: a given key contradicts the tensors, or a value cannot be guessed.
     """
-    values = {key: value for key, value in given.items() if key not in ("schema", "description", "license")}
+    values = {key: value for key, value in given.items() if key not in NOT_OF_THE_TASK}
     guesses: list[str] = []
 
     def guess(key: str, value: Any) -> None:

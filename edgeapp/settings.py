@@ -21,6 +21,7 @@ class Option:
     Attributes:
         parse: text to value; raises ValueError with a reason. None for an on/off flag.
         card: the option overrides the key of the same name in the model card.
+        variable_too: whether the environment may set it, which stays unseen in a command line.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Option:
     many: bool = False
     card: bool = False
     group: str = "what to run"
+    variable_too: bool = True
 
     @property
     def flag(self) -> str:
@@ -127,6 +129,7 @@ def truth(text: str) -> bool:
 
 
 OUT, CARD, TALK = "what comes out", "what the model wants (wins over its card)", "what is said"
+TRUST = "which files are trusted"
 
 OPTIONS = (
     Option("engine", "TensorRT plan to run on the GPU, or .onnx model to run on the CPU; of a folder of plans the one "
@@ -169,6 +172,14 @@ OPTIONS = (
     Option("max_detections", "at most this many objects a picture", integer(1, 100_000), "N",
            card=True, group=CARD),
     Option("top_k", "classify: how many classes to name", integer(1, 100_000), "K", card=True, group=CARD),
+    Option("trust_key", "trust signatures by this public key: a .pub file, or its 56 characters; "
+           "beside those in /etc/edgeapp/keys.d", name, metavar="KEY", many=True, group=TRUST),
+    Option("require_signature", "refuse an engine without FILE.minisig", None, default=False, group=TRUST),
+    Option("engine_sha256", "refuse an engine with another SHA-256", name, metavar="HEX", group=TRUST),
+    Option("plugin", "library with plugins that the plan needs; its code runs", name, metavar="FILE.so", many=True,
+           group=TRUST, variable_too=False),
+    Option("allow_host_code", "run native code that the plan brings along", None, default=False, group=TRUST,
+           variable_too=False),
     Option("quiet", "say nothing but errors", None, default=False, group=TALK),
     Option("debug", "show stack traces and the log lines of TensorRT", None, default=False, group=TALK),
     Option("startup_trace", "print the milliseconds of each step of the start", None, default=False, group=TALK),
@@ -189,6 +200,11 @@ class Settings:
     max_pixels: int = DEFAULT_MAX_PIXELS
     output: tuple[str, ...] = ()
     save: str | None = None
+    trust_key: tuple[str, ...] = ()
+    require_signature: bool = False
+    engine_sha256: str | None = None
+    plugin: tuple[str, ...] = ()
+    allow_host_code: bool = False
     quiet: bool = False
     debug: bool = False
     startup_trace: bool = False
@@ -239,7 +255,8 @@ def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str]
     card: dict[str, Any] = {}
     for option in OPTIONS:
         value = getattr(arguments, option.name, None)
-        if value is None and (text := environment.get(option.variable)):  # empty is as good as unset
+        text = environment.get(option.variable) if option.variable_too else None
+        if value is None and text:  # empty is as good as unset
             value = _from_text(option, text)
         if option.card:
             if value is not None:

@@ -119,6 +119,10 @@ LIBRARIES = {
 }
 
 
+LINKED_IN = {"pynacl": (Library("libsodium", "ISC"), r"``libsodium`` to (\d+(?:\.\d+)+[\w-]*)")}
+"""Wheel -> the library linked into its own, and the words of the wheel's changelog that tell which version it is."""
+
+
 @dataclass
 class Component:
     """A part with one version and one licence.
@@ -215,6 +219,15 @@ def texts_of_wheel(package: importlib.metadata.Distribution) -> dict[str, Path]:
 @cache
 def component_of_wheel(package: importlib.metadata.Distribution) -> Component:
     name = normal(package.metadata["Name"])
+    parts = {}
+    if name in LINKED_IN:
+        library, words = LINKED_IN[name]
+        said = re.search(words, package.read_text("METADATA") or "")  # the newest entry is the first
+        if not said:
+            raise UnexplainedError(f"the wheel {name} {package.version} does not tell which {library.name} is in it")
+        url = purl("generic", library.name, said[1])
+        part = Component(library.name, said[1], library.licence, url, version_from="the changelog in its wheel")
+        parts[url] = part
     return Component(
         name,
         package.version,
@@ -222,6 +235,7 @@ def component_of_wheel(package: importlib.metadata.Distribution) -> Component:
         purl("pypi", name, package.version),
         texts=texts_of_wheel(package),
         description="bootloader, loader modules and run-time hooks" if name == "pyinstaller" else "",
+        parts=parts,
     )
 
 

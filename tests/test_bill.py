@@ -82,6 +82,17 @@ def test_library_in_a_wheel_is_a_part_of_it(bill: Any) -> None:
     assert list(numpy.parts.values()) == [part]
 
 
+def test_library_linked_into_a_wheel_is_a_part_of_it(bill: Any) -> None:
+    """libsodium has advisories of its own; PyNaCl's changelog says which one it holds, as no file does."""
+    site = Path(sysconfig.get_paths()["purelib"])
+    component = bill.of_source(str(site / "nacl" / "bindings" / "__init__.py"))
+    assert (component.name, component.licence) == ("pynacl", "Apache-2.0")
+    (part,) = component.parts.values()
+    assert (part.name, part.licence) == ("libsodium", "ISC")
+    assert part.version.startswith("1.0.20")
+    assert any("ISC License" in text.read_text() for text in component.texts.values())
+
+
 def test_library_that_no_package_knows_names_itself(bill: Any, tmp_path: Path) -> None:
     """Where dpkg is of no help the component says so, and a known library has its licence and its own version."""
     (tmp_path / "libz.so.1").write_bytes(b"\0 deflate 1.3.1 Copyright 1995-2024 \0")

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "edgeapp"
 # A module may import modules of lower levels, and its own folder.
 LEVELS = {
     "__init__": 0, "errors": 0, "records": 0, "paths": 0, "launched": 0, "gpus": 0, "stopping": 0,
-    "settings": 1, "log": 1, "labels": 1, "plan": 1, "model": 1, "tensors": 1,
-    "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2,
+    "settings": 1, "log": 1, "labels": 1, "plan": 1, "model": 1, "tensors": 1, "minisign": 1,
+    "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2, "trust": 2,
     "pipeline": 3, "bootstrap": 3,
     "commands": 4,
     "cli": 5, "__main__": 6,
@@ -88,7 +88,7 @@ def test_gpu_libraries_stay_inside_gpu_and_bootstrap(path: Path) -> None:
 @pytest.mark.parametrize("word", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(word: str) -> None:
     """A glance at the help costs no NumPy, Pillow, TensorRT or ONNX Runtime."""
-    heavy = ("numpy", "PIL", "onnxruntime", "rich", "fastjsonschema", *GPU_LIBRARIES)
+    heavy = ("numpy", "PIL", "onnxruntime", "rich", "fastjsonschema", "nacl", *GPU_LIBRARIES)
     code = (
         "import sys\nfrom edgeapp.cli import main\n"
         f"try:\n    main(['{word}'])\nexcept SystemExit as end:\n    assert end.code in (0, None), end.code\n"

@@ -16,7 +16,7 @@ def test_self_test_loads_every_part_without_a_gpu(program: Program) -> None:
     assert done.returncode == 0, done
     assert done.stderr == ""
     lines = {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert list(lines) == ["numpy", "pillow", "onnxruntime", "tensorrt", "libraries"]
+    assert list(lines) == ["numpy", "pillow", "pynacl", "onnxruntime", "tensorrt", "libraries"]
     assert "lean 10.16.1" in lines["tensorrt"]["version"]
     assert all(line["ms"] >= 0 and line["version"] for line in lines.values())
 

@@ -41,7 +41,8 @@ def demo(settings: Settings, stop: Stop, talk: Talk) -> int:
 
 
 def _own_engine(settings: Settings, stop: Stop, talk: Talk) -> int:
-    """Run the plan if this machine can, else the ONNX model."""
+    """Run the plan if this machine can, else the ONNX model; they are part of the program, nobody signs them."""
+    settings = replace(settings, require_signature=False, engine_sha256=None)
     reason = "there is no NVIDIA driver here"
     if not paths.resource(PLAN).is_file():
         reason = "no plan travels with this program"

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgeapp import errors, paths, plan
+from edgeapp import errors, paths, plan, trust
 from edgeapp.bootstrap import Trace, bring_up
 from edgeapp.log import Talk
 from edgeapp.settings import Settings
@@ -50,6 +50,8 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         from edgeapp.sources.files import standard_input
 
     given = _given_card(settings)
+    with trace.step("verify the engine file"):
+        model_file = _verified(model_file, settings, given, talk, stop)
     source = FileSource(
         settings.input,
         recursive=settings.recursive,
@@ -132,17 +134,38 @@ def open_engine(
             detail=talk.detail,
             trace=trace,
             check_stop=stop.check,
+            plugins=settings.plugin,
+            host_code=settings.allow_host_code,
         ) as engine:
             yield engine, model_file.metadata
         return
     with trace.step("load the ONNX model"):
         from edgeapp.cpu.engine import CpuEngine
 
-        cpu = CpuEngine(model_file.path)
+        cpu = CpuEngine(model_file.path, model_file.checked.take() if model_file.checked else None)
     try:
         yield cpu, dict(cpu.metadata)
     finally:
         cpu.close()
+
+
+def _verified(
+    model_file: plan.ModelFile, settings: Settings, given: dict[str, Any], talk: Talk, stop: Stop
+) -> plan.ModelFile:
+    """The file as trust.check() read it, or as it was when there was nothing to check; says what code may run."""
+    if model_file.kind != plan.PLAN and (settings.plugin or settings.allow_host_code):
+        flag = "--plugin" if settings.plugin else "--allow-host-code"
+        raise errors.UsageError(f"{flag} goes with a plan, not with an ONNX model", "", f"leave {flag} out")
+    wanted = trust.demands(
+        keys=settings.trust_key, required=settings.require_signature, sha256=settings.engine_sha256, card=given
+    )
+    data = trust.check(model_file.path, wanted, talk.note, stop.check)
+    for file in settings.plugin:
+        talk.always(f"edgeapp: plugin {paths.printable(file)} may run its code, SHA-256 {trust.plugin_sha256(file)}")
+    if settings.allow_host_code:
+        talk.always(f"edgeapp: {paths.printable(model_file.path)} may run native code that it carries")
+    # What was read of the file before does not count any more: it may be another one since.
+    return model_file if data is None else plan.identify(model_file.path, data)
 
 
 def _given_card(settings: Settings) -> dict[str, Any]:

@@ -40,6 +40,20 @@ def _pillow() -> str:
     return PIL.__version__
 
 
+def _pynacl() -> str:
+    import nacl
+    from nacl import bindings
+
+    # The first test of RFC 8032, section 7.1: an empty message.
+    key = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
+    signature = bytes.fromhex(
+        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46b"
+        "d25bf5f0595bbe24655141438e7a100b"
+    )
+    bindings.crypto_sign_open(signature, key)
+    return str(nacl.__version__)
+
+
 def _onnxruntime() -> str:
     from edgeapp.cpu.engine import CpuEngine
 
@@ -109,6 +123,7 @@ def _libraries() -> str:
 STEPS: dict[str, Callable[[], str]] = {
     "numpy": _numpy,
     "pillow": _pillow,
+    "pynacl": _pynacl,
     "onnxruntime": _onnxruntime,
     "tensorrt": _tensorrt,
     "libraries": _libraries,

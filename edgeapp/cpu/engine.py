@@ -16,6 +16,7 @@ HOST_DTYPES: dict[str, np.dtype[Any]] = {
     for name in ("float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
                  "uint64", "bool")
 }  # fmt: skip
+EXTERNAL_FOLDER, NO_FOLDER = "session.model_external_initializers_file_folder_path", "/dev/null/no-folder"
 ORT_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -24,6 +25,8 @@ class CpuEngine:
 
     Args:
         path: an .onnx file.
+        data: what is run in place of the file's contents: bytes that were checked. Weights outside of them, in
+            another file, are refused; with the file itself they are read from beside it.
 
     Raises:
         DataError: ONNX Runtime cannot load it.
@@ -33,7 +36,7 @@ class CpuEngine:
         metadata: texts that the exporter put into the file.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, data: bytes | None = None) -> None:
         # Since 1.31 ONNX Runtime for Linux writes a session file into TMPDIR and reports to its maker.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
@@ -47,10 +50,22 @@ class CpuEngine:
 
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its exceptions say the same again
+        if data is not None:
+            # Else weights would be taken from whatever lies in the working directory (measured with 1.23 and 1.31).
+            # 1.23, for Python 3.10 only, still follows absolute paths that the checked model itself names.
+            options.add_session_config_entry(EXTERNAL_FOLDER, NO_FOLDER)
         try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                path if data is None else data, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # its exception types share no base class
             if type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | ValueError):
+                if NO_FOLDER in str(error):
+                    raise errors.DataError(
+                        f"cannot run {paths.printable(path)}: its weights lie in another file",
+                        "neither the signature nor the SHA-256 of the model covers them",
+                        "save the model with its weights inside, as one file",
+                    ) from error
                 raise errors.DataError(
                     f"cannot run {paths.printable(path)}: ONNX Runtime {ort.__version__} refuses it",
                     _first_line(error),

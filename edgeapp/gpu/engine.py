@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import json
 import mmap
+import os
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -76,45 +77,80 @@ def make_logger(trt: Any, detail: Callable[[str], None]) -> Any:
     return Log()
 
 
-def create_runtime(trt: Any, logger: Any) -> Any:
-    """An IRuntime; only with a current CUDA context."""
+def create_runtime(trt: Any, logger: Any, *, host_code: bool = False) -> Any:
+    """An IRuntime; only with a current CUDA context.
+
+    Args:
+        host_code: let plans run native code that they carry: version-compatible ones a runtime of their own.
+    """
     runtime = trt.Runtime(logger)
     # Where CUDA does not start, 10.16 and 11.4 give an object whose first use ends the process.
     if not runtime or any("initialization failure" in line for line in logger.errors):
         raise _refused("TensorRT cannot start", logger)
-    runtime.engine_host_code_allowed = False  # a plan may carry native code: it is never run
+    runtime.engine_host_code_allowed = host_code
     return runtime
 
 
-def load_guest(runtime: Any, logger: Any, file: str) -> Any:
-    """The runtime of an older TensorRT inside this one."""
+def load_guest(runtime: Any, logger: Any, file: str, *, host_code: bool = False) -> Any:
+    """The runtime of an older TensorRT inside this one; `host_code` as for the other."""
     guest = runtime.load_runtime(file)
     if not guest:
         raise _refused(f"TensorRT cannot load {file}", logger)
-    guest.engine_host_code_allowed = False
+    guest.engine_host_code_allowed = host_code
     return guest
 
 
+def load_plugin(runtime: Any, logger: Any, file: str) -> None:
+    """Load a library and enter its plugins into the runtime's registry.
+
+    Raises:
+        DataError: it cannot be loaded, or TensorRT finds no plugins in it.
+    """
+    path = os.path.abspath(file)  # a bare name would be searched for
+    what = f"cannot use the plugin {paths.printable(file)}"
+    fix = "check with ldd what it needs, and that it was built for this TensorRT"
+    try:
+        # First by the loader alone: it says what is missing, TensorRT only that something is.
+        ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
+    except OSError as error:
+        raise errors.DataError(what, str(error.__cause__ or error.__context__ or error), fix) from error
+    registry = runtime.get_plugin_registry()
+    # Before 10 (JetPack 5) there is no load_library: plugins enter the registry while their library is loaded.
+    if hasattr(registry, "load_library") and not registry.load_library(path):
+        why = " ".join(logger.errors) or "TensorRT says no reason"
+        raise errors.DataError(what, why, fix)
+
+
 def deserialise(runtime: Any, logger: Any, plan: ModelFile) -> Any:
-    """An ICudaEngine from a plan file; the file is mapped, not copied into memory.
+    """An ICudaEngine from a plan: from the bytes that were checked, else from the file, which is mapped into memory.
 
     Raises:
         DataError: TensorRT refuses the plan; the cause is named as far as it can be told.
     """
     what = f"cannot run {paths.printable(plan.path)}"
+    if plan.checked is not None:
+        engine = runtime.deserialize_cuda_engine(
+            memoryview(plan.checked.take())[plan.offset : plan.offset + plan.length]
+        )
+    else:
+        engine = _deserialise_file(runtime, what, plan)
+    if engine is None:
+        raise _refused(what, logger)
+    return engine
+
+
+def _deserialise_file(runtime: Any, what: str, plan: ModelFile) -> Any:
+    """The same from the file, None if TensorRT refuses it."""
     try:
         with (
             open(plan.path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
             memoryview(data)[plan.offset : plan.offset + plan.length] as view,
         ):
-            engine = runtime.deserialize_cuda_engine(view)
+            return runtime.deserialize_cuda_engine(view)
     except (OSError, ValueError) as error:
         refused = error if isinstance(error, OSError) else OSError(str(error))
         raise paths.refusal(what, refused) from error
-    if engine is None:
-        raise _refused(what, logger)
-    return engine
 
 
 def create_context(engine: Any, logger: Any) -> Any:

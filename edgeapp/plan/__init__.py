@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgeapp import errors, paths
@@ -27,6 +27,21 @@ HEAD_BYTES = 4096
 PLAN, ONNX = "plan", "onnx"
 
 
+class Checked:
+    """The bytes of a file after its digest or signature was found right, so that no others are run.
+
+    They are given out once, to what makes the engine: nobody holds on to gigabytes for as long as the program runs.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+
+    def take(self) -> bytes:
+        data, self._data = self._data, None
+        assert data is not None
+        return data
+
+
 @dataclass(frozen=True)
 class ModelFile:
     """What a file is.
@@ -42,6 +57,7 @@ class ModelFile:
         metadata: the JSON object that Ultralytics put before the plan; {} without one.
         notes: (name, value) of what else was found, for `inspect`.
         problem: why it cannot be run, "" where it can; fix: what to do then.
+        checked: what is to be run in place of the file; None where nothing had to be checked.
     """
 
     path: str
@@ -56,6 +72,7 @@ class ModelFile:
     notes: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     fix: str = ""
+    checked: Checked | None = None
 
     @property
     def version_text(self) -> str:
@@ -63,14 +80,17 @@ class ModelFile:
         return ".".join(map(str, self.version[:3]))
 
 
-def identify(path: str) -> ModelFile:
+def identify(path: str, data: bytes | None = None) -> ModelFile:
     """Say what `path` is, for running it.
+
+    Args:
+        data: all the bytes of the file, which is not opened then; they become `checked`.
 
     Raises:
         NotFoundError, NotPermittedError, InputOutputError: it cannot be read.
         DataError: it is neither a TensorRT plan nor an ONNX model, or it is cut short.
     """
-    found = look(path)
+    found = look(path) if data is None else _file(path, data, len(data), details=False)
     name = paths.printable(path)
     if found.problem or found.kind not in (PLAN, ONNX):
         raise errors.DataError(f"cannot run {name}: it is {found.what}", found.problem, found.fix)
@@ -80,7 +100,7 @@ def identify(path: str) -> ModelFile:
             "an ONNX model runs only on the CPU, and only when its name says so",
             "rename it to .onnx to run it on the CPU, or build a plan from it: trtexec --onnx=...",
         )
-    return found
+    return found if data is None else replace(found, checked=Checked(data))
 
 
 def look(path: str, *, details: bool = False) -> ModelFile:
@@ -124,10 +144,10 @@ def _refused(path: str, size: int, found: Foreign, **notes: Any) -> ModelFile:
                      fix=found.fix)  # fmt: skip
 
 
-def _file(path: str, number: int, size: int, *, details: bool) -> ModelFile:
+def _file(path: str, source: int | bytes, size: int, *, details: bool) -> ModelFile:
     if size == 0:
         return _refused(path, 0, foreign.EMPTY)
-    peek = Peek(number, size)
+    peek = Peek(source, size)
     head = peek.read(0, HEAD_BYTES)
     offset, metadata = _wrapper(peek, head)
     if offset:
@@ -139,7 +159,7 @@ def _file(path: str, number: int, size: int, *, details: bool) -> ModelFile:
     if found := foreign.recognise(peek, head, path):
         return _refused(path, size, found, **_inside(peek, found, head))
     if looks_like_onnx(head, size):
-        notes = describe(Peek(number, size, DETAIL_BYTES)) if details else {}
+        notes = describe(Peek(source, size, DETAIL_BYTES)) if details else {}
         return ModelFile(path, ONNX, what="an ONNX model", size=size, length=size, notes=notes)
     return ModelFile(
         path, foreign.UNKNOWN_KIND, what="neither a TensorRT plan nor an ONNX model", size=size,
@@ -153,7 +173,7 @@ def _wrapper(peek: Peek, head: bytes) -> tuple[int, dict[str, Any]]:
     length = int.from_bytes(head[:4], "little", signed=True)
     if not 2 <= length <= min(peek.size - 4, LONGEST_METADATA_BYTES) or head[4:5] != b"{":
         return 0, {}
-    text = Peek(peek.number, peek.size, LONGEST_METADATA_BYTES).read(4, length)
+    text = Peek(peek.source, peek.size, LONGEST_METADATA_BYTES).read(4, length)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

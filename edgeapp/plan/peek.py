@@ -16,16 +16,16 @@ class UnknownError(ValueError):
 
 
 class Peek:
-    """Reads pieces of an open file and counts what it read.
+    """Reads pieces of a file and counts what it read.
 
     Args:
-        number: the file's descriptor.
+        source: the file's descriptor, or all its bytes.
         size: the file's length, bytes.
         limit: no more than this is read, bytes.
     """
 
-    def __init__(self, number: int, size: int, limit: int = VERDICT_BYTES) -> None:
-        self.number = number
+    def __init__(self, source: int | bytes, size: int, limit: int = VERDICT_BYTES) -> None:
+        self.source = source
         self.size = size
         self.limit = limit
         self._left = limit
@@ -42,4 +42,6 @@ class Peek:
         if length > self._left:
             raise UnknownError("too far to look")
         self._left -= length
-        return os.pread(self.number, length, offset)
+        if isinstance(self.source, bytes):
+            return self.source[offset : offset + length]
+        return os.pread(self.source, length, offset)

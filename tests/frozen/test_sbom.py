@@ -245,12 +245,17 @@ def test_licences_print_every_text_under_its_component(bill: dict[str, Any], bin
     assert "libnvinfer_lean, which the lean build of this program carries, is NOT named" in text.split("=" * 120)[0]
 
 
-@pytest.mark.parametrize("name", ["OpenBLAS", "libgfortran", "libjpeg-turbo", "FreeType", "zstd"])
+@pytest.mark.parametrize("name", ["OpenBLAS", "libgfortran", "libjpeg-turbo", "FreeType", "libsodium", "zstd"])
 def test_licence_of_a_library_in_a_wheel_is_in_the_text_of_the_wheel(
     bill: dict[str, Any], bundle: Path, name: str
 ) -> None:
     """What the heading says is true: the wheel's own text covers what the wheel carries along."""
-    words = {"FreeType": "FREETYPE", "zstd": "ZSTD", "libjpeg-turbo": "Independent JPEG Group"}.get(name, name)
+    words = {
+        "FreeType": "FREETYPE",
+        "zstd": "ZSTD",
+        "libjpeg-turbo": "Independent JPEG Group",
+        "libsodium": "ISC License",
+    }.get(name, name)
     owner = next(
         c for c in tops(bill) if any(p["name"] == name and p["type"] != "file" for p in c.get("components", []))
     )

@@ -1,0 +1,3 @@
+"""PyNaCl: its library asks for cffi's C module by name; nothing else of either package but the imported modules."""
+
+hiddenimports = ["_cffi_backend"]
