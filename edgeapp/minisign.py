@@ -83,8 +83,8 @@ def key_id(number: bytes) -> str:
     return f"{int.from_bytes(number, 'little'):X}"
 
 
-def read_small(path: str, limit: int, *, pipes: bool = False) -> bytes:
-    """The bytes of a file that must not be large.
+def read_file(path: str, limit: int | None = None, *, pipes: bool = False) -> bytes:
+    """All the bytes of a file, read once.
 
     Args:
         limit: a file with more bytes is refused.
@@ -97,17 +97,21 @@ def read_small(path: str, limit: int, *, pipes: bool = False) -> bytes:
     what = f"cannot use {paths.printable(path)}"
     try:
         # Not blocking: a named pipe without a writer must not hang.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            mode = os.fstat(number).st_mode
             if not stat.S_ISREG(mode) and (stat.S_ISDIR(mode) or not pipes):
                 raise errors.ConfigurationError(what, "it is no regular file", "name a file")
-            os.set_blocking(file.fileno(), True)
-            data = file.read(limit + 1)
+            os.set_blocking(number, True)
+            with open(number, "rb", closefd=False) as file:
+                data = file.read(-1 if limit is None else limit + 1)
+        finally:
+            os.close(number)
     except OSError as error:
         raise paths.refusal(f"cannot read {paths.printable(path)}", error) from error
     except ValueError as error:  # a NUL in the name
         raise errors.NotFoundError(f"cannot read {paths.printable(path)}", str(error), "check the name") from error
-    if len(data) > limit:
+    if limit is not None and len(data) > limit:
         raise errors.ConfigurationError(what, f"it has more than {limit} bytes", "name the right file")
     return data
 
@@ -148,7 +152,9 @@ def parse_signature(data: bytes, origin: str) -> Signature:
         )
     if raw[:2] == b"Ed":
         raise errors.ConfigurationError(
-            what, "it is of minisign's older form, without prehashing", "sign again: minisign -S -H, or edgeapp sign"
+            what,
+            "it is of minisign's older form, without prehashing",
+            "sign again: minisign -S of 0.11 or newer, or edgeapp sign",
         )
     return Signature(raw[2:10], raw[10:], lines[2].removeprefix(TRUSTED), of_comment)
 

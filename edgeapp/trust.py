@@ -93,7 +93,7 @@ def _key(text: str) -> PublicKey:
     """The key that --trust-key names; a file of such a name is meant by ./NAME."""
     if minisign.KEY_TEXT.fullmatch(text):
         return minisign.parse_public_key(text.encode(), text)
-    return minisign.parse_public_key(minisign.read_small(text, minisign.MOST_KEY_BYTES), text)
+    return minisign.parse_public_key(minisign.read_file(text, minisign.MOST_KEY_BYTES), text)
 
 
 def installed_keys(folder: str) -> tuple[PublicKey, ...]:
@@ -108,7 +108,9 @@ def installed_keys(folder: str) -> tuple[PublicKey, ...]:
         for path in (folder, *(os.path.join(folder, name) for name in names if name.endswith(".pub"))):
             if os.stat(path).st_mode & stat.S_IWOTH:
                 raise errors.ConfigurationError(
-                    f"cannot trust the keys in {folder}", f"anybody may write {paths.printable(path)}", "chmod o-w"
+                    f"cannot trust the keys in {folder}",
+                    f"anybody may write {paths.printable(path)}",
+                    f"chmod o-w {paths.printable(path)}",
                 )
     except FileNotFoundError:
         if os.path.lexists(folder):  # a file went away, or a link leads nowhere
@@ -117,7 +119,7 @@ def installed_keys(folder: str) -> tuple[PublicKey, ...]:
     except OSError as error:
         raise paths.refusal(f"cannot read {folder}", error) from error
     files = (os.path.join(folder, name) for name in names if name.endswith(".pub"))
-    return tuple(minisign.parse_public_key(minisign.read_small(f, minisign.MOST_KEY_BYTES), f) for f in files)
+    return tuple(minisign.parse_public_key(minisign.read_file(f, minisign.MOST_KEY_BYTES), f) for f in files)
 
 
 def _sha256(origin: str, text: str) -> str:
@@ -167,7 +169,7 @@ def check(path: str, wanted: Demands, say: Callable[[str], None], check_stop: Ca
         signature = None
     if signature is None and not wanted.digests:
         return None
-    data = _read(path)
+    data = minisign.read_file(path)
     for origin, digest in wanted.digests:
         _compare(name, data, origin, digest, check_stop)
     if signature is not None:
@@ -181,19 +183,7 @@ def _signature(path: str) -> minisign.Signature | None:
     beside = path + minisign.SUFFIX
     if not os.path.lexists(beside):
         return None
-    return minisign.parse_signature(minisign.read_small(beside, minisign.MOST_SIGNATURE_BYTES), beside)
-
-
-def _read(path: str) -> bytes:
-    """The whole file, once."""
-    what = f"cannot read {paths.printable(path)}"
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise errors.DataError(what, "it is no regular file", "name a .plan, .engine or .onnx file")
-            return file.readall()
-    except OSError as error:
-        raise paths.refusal(what, error) from error
+    return minisign.parse_signature(minisign.read_file(beside, minisign.MOST_SIGNATURE_BYTES), beside)
 
 
 def _chunks(data: bytes, check_stop: Callable[[], None]) -> Iterator[memoryview]:
@@ -251,7 +241,7 @@ def plugin_sha256(path: str) -> str:
     Raises:
         NotFoundError, NotPermittedError, InputOutputError: it cannot be read. DataError: it is no library.
     """
-    data = _read(path)
+    data = minisign.read_file(path)
     if not data.startswith(b"\x7fELF"):
         raise errors.DataError(
             f"cannot use the plugin {paths.printable(path)}",

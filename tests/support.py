@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from edgeapp.minisign import PublicKey
 
 ROOT = Path(__file__).parent.parent
 BINARY = Path(os.environ.get("EDGEAPP_BINARY", ROOT / "dist" / "edgeapp"))
@@ -83,3 +87,29 @@ def plain_png(path: Path, color: Sequence[int], size: tuple[int, int] = (40, 30)
     """A picture of one colour."""
     Image.new("RGB", size, tuple(color)).save(path)
     return path
+
+
+def write_keys(stem: Path, seed: int = 1) -> PublicKey:
+    """STEM.key and STEM.pub as `minisign -G -W` writes them, the same for every seed; test_trust.py compares."""
+    from nacl import bindings  # late: the GPU tests can run without
+
+    from edgeapp.minisign import PublicKey
+
+    public, key = bindings.crypto_sign_seed_keypair(bytes([seed]) * 32)
+    number = bytes([seed]) * 8
+    head = b"Ed" + b"\0\0" + b"B2" + bytes(48)
+    secret = base64.b64encode(head + number + key + bytes(32)).decode()
+    stem.with_suffix(".key").write_text(f"untrusted comment: minisign encrypted secret key\n{secret}\n")
+    text = base64.b64encode(b"Ed" + number + public).decode()
+    stem.with_suffix(".pub").write_text(f"untrusted comment: minisign public key {number.hex()}\n{text}\n")
+    return PublicKey(number, public)
+
+
+def write_signature(path: Path, key_file: Path) -> Path:
+    """FILE.minisig by a key of write_keys()."""
+    from edgeapp import minisign
+
+    key = minisign.parse_secret_key(key_file.read_bytes(), str(key_file), lambda: b"")
+    beside = Path(f"{path}{minisign.SUFFIX}")
+    beside.write_bytes(minisign.sign(minisign.digest_of(iter([path.read_bytes()])), path.name, 1_700_000_000, key))
+    return beside

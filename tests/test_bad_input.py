@@ -383,6 +383,7 @@ def test_binary_list_on_standard_input_is_refused(program: Program, place: Place
 @pytest.mark.parametrize(
     ("words", "code"),
     [(["--input", "secret.jpg"], 77), (["--input", "secret/"], 77), (["--engine", "secret.onnx"], 77),
+     (["--trust-key", "secret.jpg"], 77),
      (["--output", "secret/r.jsonl"], 77), (["--save", "readonly"], 77), (["--top-k", "1"], 0)],
     ids=lambda v: " ".join(v) if isinstance(v, list) else str(v),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support import ROOT, Program
+from support import ROOT, Program, write_keys, write_signature
 from test_bootstrap import has_driver
 
 from edgeapp import model, settings
@@ -37,6 +37,8 @@ def bench(tmp_path: Path, models: Path, noise: Callable[[int, int], Image.Image]
     noise(200, 100).save(tmp_path / "photos" / "a.jpg")
     noise(100, 200).save(tmp_path / "photos" / "more" / "b.jpg")
     np.savez(tmp_path / "x.npz", images=np.zeros((1, 3, 64, 64), np.float32))
+    write_keys(tmp_path / "maker")
+    write_signature(tmp_path / "model.onnx", tmp_path / "maker.key")
     return tmp_path
 
 
@@ -83,6 +85,7 @@ def test_build_command_exists(command: str) -> None:
 def test_every_flag_of_the_readme_exists() -> None:
     """No flag is shown that the program does not have (TensorRT's and build.sh's own aside)."""
     known = {option.flag for option in settings.OPTIONS} | {"--help", "--version", "--json", "--sbom", "--licenses"}
+    known |= {"--key", "--passphrase-file"}  # of sign alone
     foreign = {"--versionCompatible", "--excludeLeanRuntime", "--hardwareCompatibilityLevel", "--onnx", "--saveEngine",
                "--runtime", "--gpus", "--tensorrt", "--slim"}  # fmt: skip
     shown = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]+", README))

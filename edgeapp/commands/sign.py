@@ -35,7 +35,7 @@ def sign(key_file: str, files: Sequence[str], passphrase_file: str, stop: Stop, 
     def ask() -> bytes:
         return _from_file(passphrase_file) if passphrase_file else _from_terminal(key_file, stop)
 
-    key = minisign.parse_secret_key(minisign.read_small(key_file, minisign.MOST_KEY_BYTES), key_file, ask)
+    key = minisign.parse_secret_key(minisign.read_file(key_file, minisign.MOST_KEY_BYTES), key_file, ask)
     for path in files:
         digest = minisign.digest_of(_chunks(path, stop))
         text = minisign.sign(digest, os.path.basename(path), int(time.time()), key)
@@ -64,7 +64,7 @@ def _first_line(text: bytes) -> bytes:
 
 
 def _from_file(path: str) -> bytes:
-    return _first_line(minisign.read_small(path, LONGEST_PASSPHRASE_BYTES + 1, pipes=True))
+    return _first_line(minisign.read_file(path, LONGEST_PASSPHRASE_BYTES + 1, pipes=True))
 
 
 def _from_terminal(key_file: str, stop: Stop) -> bytes:
