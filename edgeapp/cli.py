@@ -167,7 +167,7 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
     elif name == "inspect":
         parser.add_argument("files", nargs="*", metavar="FILE", help="plans, ONNX models or anything else")
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
-        settings.add_options(parser, ("engine", "device", "tensorrt_library", "quiet", "debug"))
+        settings.add_options(parser, ("engine", "device", "tensorrt_library", *settings.TRUSTING, "quiet", "debug"))
     elif name == "runtimes":
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
         settings.add_options(parser, ("tensorrt_library", "quiet", "debug"))

@@ -185,6 +185,9 @@ OPTIONS = (
     Option("startup_trace", "print the milliseconds of each step of the start", None, default=False, group=TALK),
 )  # fmt: skip
 
+TRUSTING = tuple(option.name for option in OPTIONS if option.group == TRUST)
+"""Options of every command that makes an engine of a user's file."""
+
 
 @dataclass(frozen=True)
 class Settings:

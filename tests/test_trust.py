@@ -266,13 +266,13 @@ def test_older_form_of_signature_is_refused(signed: Path, debian_minisign: Calla
 
 
 class EngineStandIn:
-    """Takes the place of run.open_engine, behind which TensorRT and ONNX Runtime are; counts how often it was asked."""
+    """Takes the place of bring_up(), behind which CUDA and TensorRT are; counts how often it was asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[plan.ModelFile] = []
-        monkeypatch.setattr(run_command, "open_engine", self.open)
+        monkeypatch.setattr(run_command, "bring_up", self.bring_up)
 
-    def open(self, model_file: plan.ModelFile, *_: Any) -> Any:
+    def bring_up(self, model_file: plan.ModelFile, **_: Any) -> Any:
         self.files.append(model_file)
         raise InterruptedError("the stand-in has no engine")
 
@@ -331,6 +331,17 @@ def test_refused_model_is_never_seen_by_onnx_runtime(signed: Path) -> None:
     assert "its signature by key" in done.stderr
 
 
+def test_inspect_loads_only_what_is_signed(program: Program, signed: Path) -> None:
+    """--engine makes an engine as `run` does; without it nothing is loaded and nothing has to be verified."""
+    pin = ("--require-signature", "--trust-key", signed.parent / "maker.pub")
+    assert program("inspect", "--engine", signed, *pin).returncode == 0
+    signed.write_bytes(signed.read_bytes() + b"\0")
+    done = program("inspect", "--engine", signed, *pin)
+    assert done.returncode == 78, done
+    assert (done.stdout, "its signature by key" in done.stderr) == ("", True)
+    assert program("inspect", signed).returncode == 0
+
+
 def test_check_is_a_step_of_the_start_before_the_engine(program: Program, signed: Path, tmp_path: Path) -> None:
     """--startup-trace shows it, and in which order."""
     import numpy as np
@@ -344,17 +355,26 @@ def test_check_is_a_step_of_the_start_before_the_engine(program: Program, signed
 # --- what was checked is what runs -----------------------------------------------------------------------------------
 
 
-def verified(path: Path, card: dict[str, Any] | None = None, **more: Any) -> plan.ModelFile:
+def verified(path: Path) -> plan.ModelFile:
     """The file after the check, as `run` has it."""
     model_file = plan.identify(str(path))
-    return run_command._verified(model_file, options(path, **more), card or {}, Talk(quiet=True), Stop())
+    return run_command._verified(model_file, {}, options(path), Talk(quiet=True), Stop())
 
 
-def test_model_that_is_changed_after_the_check_does_not_run(signed: Path, models: Path) -> None:
-    """The bytes in memory run, whatever the file has become in the meantime."""
-    model_file = verified(signed)
-    shutil.copy(models / "conv.onnx", signed)
-    with run_command.open_engine(model_file, options(signed), Trace(), Talk(quiet=True), Stop()) as (engine, _):
+def test_model_that_is_changed_after_the_check_does_not_run(
+    signed: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes in memory run, whatever the file has become in the meantime: here as soon as its check is over."""
+    check = trust.check
+
+    def check_and_exchange(*words: Any) -> bytes | None:
+        data = check(*words)
+        shutil.copy(models / "conv.onnx", signed)
+        return data
+
+    monkeypatch.setattr(trust, "check", check_and_exchange)
+    found = plan.identify(str(signed))
+    with run_command.open_engine(found, {}, options(signed), Trace(), Talk(quiet=True), Stop()) as (engine, _):
         assert [spec.name for spec in engine.outputs] == ["logits"]
     assert plan.identify(str(signed)).checked is None, "without a check the file itself is read"
 
@@ -398,7 +418,7 @@ def test_what_a_file_is_is_told_from_the_checked_bytes(
     model_file = plan.identify(str(signed_plan))
     shutil.copy(PLANS / "conv.plan", signed_plan)
     write_signature(signed_plan, maker / "maker.key")
-    checked = run_command._verified(model_file, options(signed_plan), {}, Talk(quiet=True), Stop())
+    checked = run_command._verified(model_file, {}, options(signed_plan), Talk(quiet=True), Stop())
     assert (model_file.offset > 0, checked.offset, checked.metadata) == (True, 0, {})
 
 

@@ -183,13 +183,13 @@ def _ultralytics(metadata: dict[str, Any]) -> list[tuple[str, str]]:
 def _loaded(settings: Settings, as_json: bool, stop: Stop, talk: Talk) -> int:
     """Describe the engine of --engine, brought up as for a run."""
     from edgeapp.bootstrap import Trace
-    from edgeapp.commands.run import open_engine
+    from edgeapp.commands.run import given_card, open_engine
 
     assert settings.engine is not None
     found = identify(settings.engine)
-    verdict = runtimes.verdict(found, settings.tensorrt_library)
     trace = Trace()
-    with open_engine(found, settings, trace, talk, stop) as (engine, _):
+    with open_engine(found, given_card(settings), settings, trace, talk, stop) as (engine, _):
+        verdict = runtimes.verdict(found, settings.tensorrt_library)
         detail: dict[str, Any] = engine.describe() if isinstance(engine, Describing) else {}
         detail["name"] = engine.name
         detail["load_ms"] = round(sum(ms for _, ms in trace.steps), 1)

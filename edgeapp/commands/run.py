@@ -35,11 +35,6 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         settings = _chosen(settings, talk)
     assert settings.engine is not None
     model_file = plan.identify(settings.engine)
-    if model_file.kind == plan.PLAN:
-        from edgeapp.gpu import runtimes
-
-        # Refuse what no runtime here can run, before the driver is asked.
-        runtimes.choose(model_file, settings.tensorrt_library)
     trace = Trace()
     with trace.step("import NumPy and Pillow"):
         from edgeapp.pipeline import Pipeline
@@ -49,9 +44,7 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         from edgeapp.sources import FileSource
         from edgeapp.sources.files import standard_input
 
-    given = _given_card(settings)
-    with trace.step("verify the engine file"):
-        model_file = _verified(model_file, settings, given, talk, stop)
+    given = given_card(settings)
     source = FileSource(
         settings.input,
         recursive=settings.recursive,
@@ -61,7 +54,7 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
     )
     _protect(settings, source)
     with ExitStack() as stack:
-        engine, metadata = stack.enter_context(open_engine(model_file, settings, trace, talk, stop))
+        engine, metadata = stack.enter_context(open_engine(model_file, given, settings, trace, talk, stop))
         if settings.startup_trace:
             talk.always(str(trace))
         if not engine.inputs:
@@ -123,10 +116,23 @@ def _chosen(settings: Settings, talk: Talk) -> Settings:
 
 @contextmanager
 def open_engine(
-    model_file: plan.ModelFile, settings: Settings, trace: Trace, talk: Talk, stop: Stop
+    model_file: plan.ModelFile, given: dict[str, Any], settings: Settings, trace: Trace, talk: Talk, stop: Stop
 ) -> Iterator[tuple[Engine, dict[str, Any]]]:
-    """An engine for a plan (GPU) or an ONNX model (CPU), and the metadata inside the file."""
+    """An engine for a plan (GPU) or an ONNX model (CPU), and the metadata inside the file.
+
+    The one way to an engine, so that no command can leave out the check.
+
+    Args:
+        model_file: the file at first sight; when it is checked, it is looked at anew.
+        given: the model card's keys, for `trust_key` and `sha256`.
+    """
+    with trace.step("verify the engine file"):
+        model_file = _verified(model_file, given, settings, talk, stop)
     if model_file.kind == plan.PLAN:
+        from edgeapp.gpu import runtimes
+
+        # Refuse what no runtime here can run, before the driver is asked.
+        runtimes.choose(model_file, settings.tensorrt_library)
         with bring_up(
             model_file,
             device=settings.device,
@@ -150,7 +156,7 @@ def open_engine(
 
 
 def _verified(
-    model_file: plan.ModelFile, settings: Settings, given: dict[str, Any], talk: Talk, stop: Stop
+    model_file: plan.ModelFile, given: dict[str, Any], settings: Settings, talk: Talk, stop: Stop
 ) -> plan.ModelFile:
     """The file as trust.check() read it, or as it was when there was nothing to check; says what code may run."""
     if model_file.kind != plan.PLAN and (settings.plugin or settings.allow_host_code):
@@ -168,7 +174,7 @@ def _verified(
     return model_file if data is None else plan.identify(model_file.path, data)
 
 
-def _given_card(settings: Settings) -> dict[str, Any]:
+def given_card(settings: Settings) -> dict[str, Any]:
     """Card keys from the card file, overridden by flags."""
     from edgeapp.labels import read_labels
     from edgeapp.model import find_card, read_card
