@@ -815,10 +815,11 @@ def trt_stand_in() -> Any:
 
 def test_host_code_is_denied_unless_asked_for() -> None:
     """In the runtime and in the one of an older TensorRT inside it."""
-    runtime = gpu_engine.create_runtime(trt_stand_in(), None)
+    log = SimpleNamespace(errors=[])
+    runtime = gpu_engine.create_runtime(trt_stand_in(), log)
     assert runtime.engine_host_code_allowed is False
     assert gpu_engine.load_guest(runtime, None, "x").engine_host_code_allowed is False
-    runtime = gpu_engine.create_runtime(trt_stand_in(), None, host_code=True)
+    runtime = gpu_engine.create_runtime(trt_stand_in(), log, host_code=True)
     assert runtime.engine_host_code_allowed is True
     assert gpu_engine.load_guest(runtime, None, "x", host_code=True).engine_host_code_allowed is True
 
