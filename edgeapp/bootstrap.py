@@ -170,7 +170,7 @@ class Bootstrap:
     def _choose_tensorrt(self) -> None:
         from edgeapp.gpu import runtimes
 
-        self._choice = runtimes.choose(self._plan, self._library)
+        self._choice = runtimes.choose(self._plan, self._library, host_code=self._host_code)
         runtimes.check_gpu(self._plan, self._device.compute_capability())
 
     def _load_tensorrt(self) -> None:

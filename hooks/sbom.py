@@ -358,7 +358,7 @@ def component_of_lean_beside(folder: Path) -> Component:
     named = next(filter(None, (re.match(r"([\w.]+)-([\d.]+)\.dist-info/", path) for path in paths)), None)
     assert named
     name, version = normal(named[1]), named[2]
-    texts = {f"{name}/LICENSE.txt": folder / "LICENSE.txt"}
+    texts = {f"{name}-{version}/LICENSE.txt": folder / "LICENSE.txt"}
     return Component(name, version, TENSORRT, purl("pypi", name, version), texts=texts)
 
 

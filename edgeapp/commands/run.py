@@ -132,7 +132,7 @@ def open_engine(
         from edgeapp.gpu import runtimes
 
         # Refuse what no runtime here can run, before the driver is asked.
-        runtimes.choose(model_file, settings.tensorrt_library)
+        runtimes.choose(model_file, settings.tensorrt_library, host_code=settings.allow_host_code)
         with bring_up(
             model_file,
             device=settings.device,

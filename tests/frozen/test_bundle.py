@@ -97,11 +97,10 @@ def recorded_hashes() -> dict[str, str]:
             for file in package.files or []:
                 if file.hash is not None:
                     hashes[str(file)] = file.hash.value
-    # TensorRT 8.6's library, taken out of its wheel by build.sh, which keeps the wheel's list beside it.
-    record = Path(sysconfig.get_paths()["purelib"], "tensorrt_lean8_libs", "RECORD")
-    for path, digest, _ in csv.reader(record.read_text().splitlines() if record.exists() else []):
-        name = path.replace("tensorrt_lean/", "tensorrt_lean8_libs/")
-        hashes[name] = digest.removeprefix("sha256=")
+    # What build.sh took out of wheels into folders of its own; it keeps the wheel's list beside it.
+    for record in Path(sysconfig.get_paths()["purelib"]).glob("tensorrt_lean[0-9]*/RECORD"):
+        for path, digest, _ in csv.reader(record.read_text().splitlines()):
+            hashes[f"{record.parent.name}/{Path(path).name}"] = digest.removeprefix("sha256=")
     return hashes
 
 

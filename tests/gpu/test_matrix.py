@@ -61,6 +61,7 @@ def test_other_runtimes_are_refused_before_tensorrt_is_touched(edgeapp: Program,
     """Each bundled library that is not for this plan: exit 65 and both versions, though some would crash."""
     plan = unpacked(path, tmp_path) if path.suffix == ".xz" else path
     version = edgeapp("inspect", "--json", plan).line["plan"]["tensorrt"]
+    np.save(tmp_path / "x.npy", np.zeros(1, np.float32))
     libraries = {file for line in edgeapp("runtimes", "--json").lines for file in line["libraries"]}
     assert len(libraries) >= 2
     for library in libraries:
