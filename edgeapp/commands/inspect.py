@@ -49,7 +49,7 @@ def inspect(files: Sequence[str], as_json: bool, settings: Settings, stop: Stop,
             talk.error(error)
             codes.add(error.exit_code)
             continue
-        verdict = runtimes.verdict(found, library)
+        verdict = runtimes.verdict(found, library, host_code=settings.allow_host_code)
         tell([json.dumps(describe(found, verdict)) + "\n"] if as_json else for_people(found, verdict))
         codes.add(errors.DataError.exit_code if verdict.runs == runtimes.NO else 0)
     if 0 in codes:
@@ -189,7 +189,7 @@ def _loaded(settings: Settings, as_json: bool, stop: Stop, talk: Talk) -> int:
     found = identify(settings.engine)
     trace = Trace()
     with open_engine(found, given_card(settings), settings, trace, talk, stop) as (engine, _):
-        verdict = runtimes.verdict(found, settings.tensorrt_library)
+        verdict = runtimes.verdict(found, settings.tensorrt_library, host_code=settings.allow_host_code)
         detail: dict[str, Any] = engine.describe() if isinstance(engine, Describing) else {}
         detail["name"] = engine.name
         detail["load_ms"] = round(sum(ms for _, ms in trace.steps), 1)
