@@ -59,6 +59,12 @@ def _runtimes(as_json: bool, options: settings.Settings, _: Stop, __: Talk) -> i
     return runtimes(as_json, options.tensorrt_library)
 
 
+def _doctor(as_json: bool, options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.doctor import doctor
+
+    return doctor(as_json, options, stop, talk)
+
+
 def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
     from edgeapp.commands.about import about
 
@@ -71,6 +77,7 @@ COMMANDS = {
     "inspect": "tell what a model file is and whether it runs here, from its bytes; needs no GPU",
     "runtimes": "list the TensorRT libraries inside and on this machine, and which plans each runs",
     "sign": "write FILE.minisig, the signature that --require-signature wants",
+    "doctor": "look at driver, GPUs, rights, disks, clock, heat; with --engine try the model; say what to do",
     "cache": "look at the folder into which this file unpacks itself: path, list, verify, clear",
     "self-test": "load everything that is inside, without a GPU: does this file fit this machine",
 }
@@ -182,6 +189,9 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
             help="its first line opens the key; else the terminal is asked",
         )
         settings.add_options(parser, ("quiet", "debug"))
+    elif name == "doctor":
+        parser.add_argument("--json", action="store_true", help="print JSON Lines")
+        settings.add_options(parser, ("engine", "model_card", "device", "tensorrt_library", "quiet", "debug"))
     elif name == "cache":
         parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -201,6 +211,8 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         command = partial(_runtimes, given.json)
     elif name == "sign":
         command = partial(_sign, given.key, given.files, given.passphrase_file)
+    elif name == "doctor":
+        command = partial(_doctor, given.json)
     elif name == "cache":
         command = partial(_cache, given.action, given.json)
     elif name == "self-test":

@@ -48,10 +48,19 @@ class Stop:
         if self.signal_number is not None:
             raise Stopped
 
-    def wait_readable(self, stream: IO[bytes]) -> None:
-        """Block until `stream` has data or ended; raise Stopped when a signal comes first."""
-        select.select([stream.fileno(), self._wake_read], [], [])
+    def wait_readable(self, stream: IO[bytes] | int, timeout_s: float | None = None) -> bool:
+        """Block until `stream` has data or ended; raise Stopped when a signal comes first.
+
+        Args:
+            stream: a file or its descriptor.
+            timeout_s: wait no longer, seconds; None for ever.
+
+        Returns:
+            whether there is data or an end.
+        """
+        ready, _, _ = select.select([stream, self._wake_read], [], [], timeout_s)
         self.check()
+        return stream in ready
 
     def die(self) -> NoReturn:
         """End the process by the signal that came, so that the parent sees the true cause."""

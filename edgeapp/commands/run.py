@@ -32,7 +32,7 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
     if not settings.input:
         raise errors.UsageError("no --input given", "", f"edgeapp --engine {settings.engine} --input img.jpg")
     if os.path.isdir(settings.engine):
-        settings = _chosen(settings, talk)
+        settings = chosen(settings, talk)
     assert settings.engine is not None
     model_file = plan.identify(settings.engine)
     trace = Trace()
@@ -98,7 +98,7 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
     return summary.exit_code
 
 
-def _chosen(settings: Settings, talk: Talk) -> Settings:
+def chosen(settings: Settings, talk: Talk) -> Settings:
     """The settings with one plan in place of a folder of plans."""
     from edgeapp.gpu import selection
     from edgeapp.gpu.driver import Driver

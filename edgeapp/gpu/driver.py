@@ -54,12 +54,29 @@ class Driver:
 
     def compute_capability(self, number: int) -> tuple[int, int]:
         """That of the GPU of this number, (major, minor); before any context exists."""
-        device, values = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
-        self._check(self._library.cuDeviceGet(ctypes.byref(device), number), "cuDeviceGet")
-        for value, attribute in zip(values, (75, 76), strict=True):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-            code = self._library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-            self._check(code, "cuDeviceGetAttribute")
-        return values[0].value, values[1].value
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+        return self.attribute(number, 75), self.attribute(number, 76)
+
+    def device_name(self, number: int) -> str:
+        """The name of the GPU of this number, "NVIDIA H200"."""
+        return self._text("cuDeviceGetName", number)
+
+    def bus_id(self, number: int) -> str:
+        """Its PCI address, "0000:01:00.0"."""
+        return self._text("cuDeviceGetPCIBusId", number)
+
+    def total_memory(self, number: int) -> int:
+        """Its memory, bytes."""
+        value = ctypes.c_size_t()
+        self._check(self._library.cuDeviceTotalMem_v2(ctypes.byref(value), self._device(number)), "cuDeviceTotalMem")
+        return value.value
+
+    def attribute(self, number: int, which: int) -> int:
+        """One of CUdevice_attribute."""
+        value = ctypes.c_int()
+        code = self._library.cuDeviceGetAttribute(ctypes.byref(value), which, self._device(number))
+        self._check(code, "cuDeviceGetAttribute")
+        return value.value
 
     def memory(self) -> tuple[int, int] | None:
         """(free, total) bytes of the GPU of the current CUDA context; None when it does not answer."""
@@ -71,6 +88,16 @@ class Driver:
     def context_code(self) -> int:
         """0 while the current CUDA context works; the error code that broke it for good otherwise."""
         return int(self._library.cuCtxSynchronize())
+
+    def _device(self, number: int) -> ctypes.c_int:
+        device = ctypes.c_int()
+        self._check(self._library.cuDeviceGet(ctypes.byref(device), number), "cuDeviceGet")
+        return device
+
+    def _text(self, call: str, number: int) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        self._check(getattr(self._library, call)(buffer, len(buffer), self._device(number)), call)
+        return buffer.value.decode("utf-8", "replace")
 
     @staticmethod
     def _check(code: int, call: str) -> None:

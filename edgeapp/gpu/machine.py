@@ -110,18 +110,30 @@ def _user() -> str:
         return str(os.geteuid())
 
 
+def library_file(root: Path = ROOT) -> str:
+    """Where libcuda lies, links resolved; "" before it was loaded."""
+    with contextlib.suppress(OSError):
+        maps = (root / "proc/self/maps").read_text("utf-8", "replace")
+        if match := re.search(r"(/\S*/libcuda\.so\S*)", maps):
+            return match[1]
+    return ""
+
+
+def kernel_version(root: Path = ROOT) -> str:
+    """That of the kernel's half of the driver, 580.159.03; "" where it does not tell, as on Jetsons."""
+    with contextlib.suppress(OSError):
+        text = (root / "proc/driver/nvidia/version").read_text("utf-8", "replace")
+        if match := re.search(r"^NVRM version:.*?\b(\d+\.\d+(?:\.\d+)?)\b", text, re.MULTILINE):
+            return match[1]
+    return ""
+
+
 def driver_files(root: Path = ROOT) -> str:
     """What versions the two halves of the driver have, and where the library lies; "" when that cannot be told.
 
     "the library is /usr/lib/libcuda.so.580.95.05, the kernel driver 580.159.03"; only after libcuda was loaded.
     """
-    parts = []
-    with contextlib.suppress(OSError):
-        maps = (root / "proc/self/maps").read_text("utf-8", "replace")
-        if match := re.search(r"(/\S*/libcuda\.so\S*)", maps):
-            parts.append(f"the library is {match[1]}")
-    with contextlib.suppress(OSError):
-        text = (root / "proc/driver/nvidia/version").read_text("utf-8", "replace")
-        if match := re.search(r"^NVRM version:.*?\b(\d+\.\d+(?:\.\d+)?)\b", text, re.MULTILINE):
-            parts.append(f"the kernel driver {match[1]}" if parts else f"the kernel driver is {match[1]}")
-    return ", ".join(parts)
+    library, kernel = library_file(root), kernel_version(root)
+    if library and kernel:
+        return f"the library is {library}, the kernel driver {kernel}"
+    return f"the library is {library}" if library else f"the kernel driver is {kernel}" if kernel else ""
