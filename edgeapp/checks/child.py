@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 from edgeapp import stopping
@@ -28,7 +28,10 @@ Work = Callable[[Say], Check | Iterable[Check]]
 
 RECORD = b"\x1e"
 KEPT_LINES = 3
-MOST_LINE_BYTES = 1 << 16
+READ_BYTES = 1 << 16
+MOST_LINE_BYTES = 1 << 20
+"""What a library prints without ending its line fills no memory."""
+
 GRACE_S = 2.0
 """A child that has said its last word, or was killed, is gone by then unless it hangs in the kernel."""
 
@@ -53,6 +56,7 @@ class Child:
         self._exit_code, self._fix, self._heard = exit_code, fix, heard
         self._step = ""
         self._printed: deque[str] = deque(maxlen=KEPT_LINES)
+        self._told: set[str] = set()
         self._ended = False
         self.hung = False
 
@@ -75,7 +79,7 @@ class Child:
                 if "step" in record:
                     self._step = record["step"]
                 else:
-                    yield Check(**record["check"])
+                    yield self._new(Check(**record["check"]))
         finally:
             os.close(reader)
             status = _wait(child) if self._ended else None
@@ -83,7 +87,14 @@ class Child:
                 _kill(child)
                 status = _wait(child)
         if self.hung or status != 0:
-            yield self._died(status)
+            yield self._new(self._died(status))
+
+    def _new(self, check: Check) -> Check:
+        """The same under a name of its own: what breaks late must not look like the line that was fine."""
+        if check.name in self._told:
+            check = replace(check, name=f"{check.name} (rest)")
+        self._told.add(check.name)
+        return check
 
     def _records(self, reader: int, stop: stopping.Stop) -> Iterator[dict[str, Any]]:
         """What the child sends, until it ends or its time is over."""
@@ -93,7 +104,7 @@ class Child:
             if not stop.wait_readable(reader, timeout_s=max(0.0, deadline_s - time.monotonic())):
                 self.hung = True
                 return
-            data = os.read(reader, MOST_LINE_BYTES)
+            data = os.read(reader, READ_BYTES)
             if not data:
                 self._ended = True
                 return

@@ -152,15 +152,14 @@ def _gpu(library: Driver, number: int, *, chosen: bool) -> Check:
 
 def judge_gpu(name: str, found: str, capability: tuple[int, int], *, prohibited: bool, chosen: bool) -> Check:
     """Whether the bundled runtimes have kernels for it and its compute mode lets anybody in."""
-    state, code = (FAILURE, NoGpuError.exit_code) if chosen else (NOTE, None)
     if prohibited:
+        state, code = (FAILURE, NoGpuError.exit_code) if chosen else (NOTE, None)
         return Check(name, state, found, "a compute mode that lets programs in", "its compute mode is prohibited",
-                     f"sudo nvidia-smi -i {name.removeprefix('GPU ')} -c DEFAULT", code)  # fmt: skip
+                     "sudo nvidia-smi --compute-mode=DEFAULT", code)  # fmt: skip
     if runtimes.flavour()["tensorrt"] == "lean" and capability < LEAN_FLOOR:
-        return Check(name, state, found, "compute capability 7.5 or newer",
-                     "the lean runtimes inside have no kernels for it",
-                     "use a newer GPU, or freeze the program with an older TensorRT: ./build.sh freeze --tensorrt full",
-                     code)  # fmt: skip
+        return Check(name, WARNING if chosen else NOTE, found, "compute capability 7.5 or newer",
+                     "the lean runtimes of 10 and newer have no kernels for it",
+                     "use a newer GPU, or ./build.sh freeze --tensorrt full for plans of TensorRT 8.6")  # fmt: skip
     return Check(name, OK, found)
 
 

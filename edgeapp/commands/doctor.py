@@ -66,9 +66,8 @@ def parts(machine: Machine, settings: Settings, stop: Stop, talk: Talk) -> Itera
     yield Part("container", lambda _: gpu.container(machine), gpu=True)
     yield Part("Jetson", lambda _: jetson.jetson(machine))
     yield Part("kernel driver", lambda _: gpu.kernel_driver(machine), gpu=True)
-    driver = Part("GPUs", lambda say: gpu.driver(machine, settings.device, say), DRIVER_S,
+    yield Part("driver", lambda say: gpu.driver(machine, settings.device, say), DRIVER_S,
                   errors.NoGpuError, DRIVER_FIX, gpu=True)  # fmt: skip
-    yield driver
     yield Part("device nodes", lambda _: gpu.device_nodes(machine), error=errors.NoGpuError, fix=DRIVER_FIX, gpu=True)
     yield Part("TensorRT inside", lambda _: gpu.tensorrt_inside(), gpu=True)
     yield Part("TensorRT of the system", lambda _: gpu.tensorrt_of_the_system(machine), gpu=True)

@@ -1,6 +1,7 @@
 """The part of `doctor` that tries the model: what it is, its card, and the whole start up to an engine that could run.
 
-Everything here runs in a child process (edgeapp.checks.child).
+Everything here runs in a child process (edgeapp.checks.child), and imports there: NumPy starts threads, and a process
+with threads should not fork.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from edgeapp.checks import NOTE, OK, SKIPPED, Check, Say, failed
 from edgeapp.commands.run import chosen, given_card, open_engine
 from edgeapp.gpu import runtimes
 from edgeapp.log import Talk
-from edgeapp.model import complete, find_card, from_ultralytics, read_card
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
 
@@ -48,6 +48,8 @@ def model_card(settings: Settings, talk: Talk) -> Check:
     Raises:
         EdgeappError: it cannot be used.
     """
+    from edgeapp.model import find_card, read_card
+
     settings = _one(settings, talk)
     assert settings.engine is not None
     path = settings.model_card or find_card(settings.engine)
@@ -80,18 +82,21 @@ def engine(settings: Settings, stop: Stop, talk: Talk, say: Say) -> Iterator[Che
     assert settings.engine is not None
     trace = _Steps(say=say)
     with open_engine(plan.identify(settings.engine), settings, trace, talk, stop) as (ready, metadata):
-        tensors = f"{len(ready.inputs)} in, {len(ready.outputs)} out"
         loaded_ms = sum(ms for _, ms in trace.steps)
-        yield Check("engine", OK, f"{ready.name}: I/O tensors {tensors}, ready in {loaded_ms:.0f} ms")
+        tensors = f"{len(ready.inputs)} in, {len(ready.outputs)} out"
+        found = Check("engine", OK, f"{ready.name}: I/O tensors {tensors}, ready in {loaded_ms:.0f} ms")
         say("fit the model card to the engine")
         try:
-            yield _fit(settings, ready, metadata)
+            fits = _fit(settings, ready, metadata)
         except errors.EdgeappError as error:
-            yield failed("card and engine", error)
+            fits = failed("card and engine", error)
         say("take the engine down")
+    yield found
+    yield fits
 
 
 def _fit(settings: Settings, ready: Engine, metadata: dict[str, Any]) -> Check:
+    from edgeapp.model import complete, from_ultralytics
     from edgeapp.postprocess import make_postprocess
 
     card, guesses = complete({**from_ultralytics(metadata), **given_card(settings)}, ready.inputs, ready.outputs)
