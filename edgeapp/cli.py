@@ -101,7 +101,7 @@ EXAMPLES = """examples:
   edgeapp demo
 
 exit codes:
-  0 done   1 some inputs failed, the others are done   64 usage   65 bad plan, model or all inputs
+  0 done   1 some inputs failed (doctor: warnings)   64 usage   65 bad plan, model or all inputs
   66 file not found   69 no driver or GPU   70 a bug   71 the system refused   73 cannot write
   74 input/output   75 GPU lost, a restart heals   77 permission   78 configuration
 
@@ -191,7 +191,9 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         settings.add_options(parser, ("quiet", "debug"))
     elif name == "doctor":
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
-        settings.add_options(parser, ("engine", "model_card", "device", "tensorrt_library", "quiet", "debug"))
+        settings.add_options(
+            parser, ("engine", "model_card", "device", "tensorrt_library", *settings.TRUSTING, "quiet", "debug")
+        )
     elif name == "cache":
         parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
         parser.add_argument("--json", action="store_true", help="print JSON Lines")

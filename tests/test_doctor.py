@@ -158,15 +158,15 @@ def test_bad_model_file_is_told(
 def test_bad_card_is_told(
     program: Program, models: Path, tmp_path: Path, card: bytes | None, code: int, words: str
 ) -> None:
-    """With the code that a run would end with; the engine is tried nevertheless."""
+    """With the code that a run would end with; the engine is not tried, for the card may name keys and digests."""
     if card is not None:
         (tmp_path / "c.json").write_bytes(card)
     model = models / "ultralytics.onnx"
     found = checks_of(done := program("doctor", "--json", "--engine", model, "--model-card", "c.json"))
     assert done.returncode == code
     assert words in found["model card"]["why"]
-    assert found["engine"]["state"] == "ok"
-    assert found["card and engine"]["state"] == "failure"
+    assert found["engine"]["state"] == "skipped"
+    assert found["engine"]["found"] == "the model card cannot be used"
 
 
 def test_card_that_contradicts_the_engine_is_told(program: Program, models: Path, tmp_path: Path) -> None:
@@ -177,6 +177,14 @@ def test_card_that_contradicts_the_engine_is_told(program: Program, models: Path
     assert done.returncode == 78
     assert found["model card"]["state"] == found["engine"]["state"] == "ok"
     assert "does not fit the input tensor" in found["card and engine"]["found"]
+
+
+def test_unsigned_model_is_refused_where_signatures_are_wanted(program: Program, models: Path) -> None:
+    """The check of a run is made here, too, before anything loads the model."""
+    model = models / "ultralytics.onnx"
+    found = checks_of(done := program("doctor", "--json", "--engine", model, "--require-signature"))
+    assert done.returncode == 78
+    assert found["engine"]["found"].endswith("(in step verify the engine file)")
 
 
 # ---- drivers that work, crash or hang: stand-ins

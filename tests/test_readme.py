@@ -53,7 +53,7 @@ def test_readme_has_commands() -> None:
 def test_edgeapp_command_runs(program: Program, bench: Path, command: str) -> None:
     """Every edgeapp command of the README ends with 0; a plan without a GPU with 69.
 
-    From the source tree nothing is unpacked, so `cache` ends with 66.
+    From the source tree nothing is unpacked, so `cache` ends with 66. What `doctor` finds is the machine's business.
     """
     if " cache " in command:
         program.env["EDGEAPP_CACHE"] = str(bench / "cache")  # not that of the other tests: one command empties it
@@ -63,6 +63,9 @@ def test_edgeapp_command_runs(program: Program, bench: Path, command: str) -> No
         ["/bin/bash", "-o", "pipefail", "-c", command], cwd=bench, capture_output=True, text=True, check=False,
         env=program.env | {"PATH": f"{bench}:/usr/bin:/bin"}, timeout=60,
     )  # fmt: skip
+    if " doctor" in command:
+        assert done.returncode in ((0, 1) if has_driver() else (69,)), done
+        return
     plan_without_gpu = re.search(r"--engine \S*(\.plan|plans/)", command) and not has_driver()
     no_cache = " cache " in command and len(program.command) > 1
     assert done.returncode == (69 if plan_without_gpu else 66 if no_cache else 0), done

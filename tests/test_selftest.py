@@ -29,7 +29,9 @@ def test_self_test_of_one_part_loads_that_one(program: Program) -> None:
     assert "pillow" in refused.stderr
 
 
-@pytest.mark.parametrize("words", ["self-test", "cache list", "--version", "--version --json", "--licenses"])
+@pytest.mark.parametrize(
+    "words", ["self-test", "doctor", "doctor --json", "cache list", "--version", "--version --json", "--licenses"]
+)
 def test_what_standard_output_does_not_take_is_an_error(program: Program, words: str) -> None:
     """Full: 73; closed: 74; each with a reason and no stack trace. The source tree has no cache and no licences: 66."""
     nothing = 66 if len(program.command) > 1 and words.split()[0] in ("cache", "--licenses") else 0

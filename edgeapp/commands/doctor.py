@@ -78,8 +78,8 @@ def parts(machine: Machine, settings: Settings, stop: Stop, talk: Talk) -> Itera
     if settings.engine is not None:
         from edgeapp.commands import trial
 
-        yield on_disk("model file", lambda _: trial.model_file(settings, talk), DRIVER_S)
-        yield on_disk("model card", lambda _: trial.model_card(settings, talk), DRIVER_S, needs_model=True)
+        yield on_disk("model file", lambda _: trial.model_file(settings), DRIVER_S)
+        yield on_disk("model card", lambda _: trial.model_card(settings), DRIVER_S, needs_model=True)
         yield Part("engine", lambda say: trial.engine(settings, stop, talk, say), ENGINE_S, errors.DataError,
                    "copy or build the model again; if edgeapp demo fails too, install the driver again",
                    needs_model=True)  # fmt: skip
@@ -115,17 +115,22 @@ def _checks(parts: Iterable[Part], settings: Settings, stop: Stop, talk: Talk) -
     """Each part in its child; where nothing needs a GPU, what is wrong with it is a note."""
     on_cpu = settings.engine is not None and settings.engine.lower().endswith(".onnx")
     reason = ""
+
+    def heard(line: str) -> None:
+        """Pass on what edgeapp itself says, of signatures and of plugins; what libraries print is a detail."""
+        (talk.note if line.startswith("edgeapp: ") else talk.detail)(line)
+
     for part in parts:
         stop.check()
         if part.needs_model and reason:
             yield Check(part.name, SKIPPED, reason)
             continue
-        child = Child(part.name, part.work, part.limit_s, part.error.exit_code, part.fix, talk.detail)
+        child = Child(part.name, part.work, part.limit_s, part.error.exit_code, part.fix, heard)
         for check in child.checks(stop):
             if part.gpu and on_cpu and check.state in (WARNING, FAILURE):
                 check = replace(check, state=NOTE, exit_code=None)
-            if check.name == "model file" and check.state == FAILURE:
-                reason = "the model file cannot be used"
+            if check.name in ("model file", "model card") and check.state == FAILURE:
+                reason = f"the {check.name} cannot be used"
             yield check
         if part.gpu and child.hung and not on_cpu:
             reason = "the driver gives no answer"

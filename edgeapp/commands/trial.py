@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from edgeapp.pipeline import Engine
 
 
-def model_file(settings: Settings, talk: Talk) -> Check:
+def model_file(settings: Settings) -> Check:
     """What --engine is and what would run it, from its bytes; of a folder the plan that fits.
 
     Raises:
         EdgeappError: it cannot be read, or not be run by this program.
     """
-    settings = _one(settings, talk)
+    settings = _one(settings)
     assert settings.engine is not None
     found = plan.identify(settings.engine)
     text = f"{paths.printable(found.path)}: {found.what}"
@@ -42,7 +42,7 @@ def model_file(settings: Settings, talk: Talk) -> Check:
     return Check("model file", OK, f"{text}, for {runtime.name}", "", why if runtime.lean else "")
 
 
-def model_card(settings: Settings, talk: Talk) -> Check:
+def model_card(settings: Settings) -> Check:
     """Its card: readable, known keys, possible values.
 
     Raises:
@@ -50,7 +50,7 @@ def model_card(settings: Settings, talk: Talk) -> Check:
     """
     from edgeapp.model import find_card, read_card
 
-    settings = _one(settings, talk)
+    settings = _one(settings)
     assert settings.engine is not None
     path = settings.model_card or find_card(settings.engine)
     if path is None:
@@ -81,13 +81,15 @@ def engine(settings: Settings, stop: Stop, talk: Talk, say: Say) -> Iterator[Che
     settings = _one(settings, talk)
     assert settings.engine is not None
     trace = _Steps(say=say)
-    with open_engine(plan.identify(settings.engine), settings, trace, talk, stop) as (ready, metadata):
+    say("read the model card")
+    given = given_card(settings)
+    with open_engine(plan.identify(settings.engine), given, settings, trace, talk, stop) as (ready, metadata):
         loaded_ms = sum(ms for _, ms in trace.steps)
         tensors = f"{len(ready.inputs)} in, {len(ready.outputs)} out"
         found = Check("engine", OK, f"{ready.name}: I/O tensors {tensors}, ready in {loaded_ms:.0f} ms")
         say("fit the model card to the engine")
         try:
-            fits = _fit(settings, ready, metadata)
+            fits = _fit(given, metadata, ready)
         except errors.EdgeappError as error:
             fits = failed("card and engine", error)
         say("take the engine down")
@@ -95,11 +97,12 @@ def engine(settings: Settings, stop: Stop, talk: Talk, say: Say) -> Iterator[Che
     yield fits
 
 
-def _fit(settings: Settings, ready: Engine, metadata: dict[str, Any]) -> Check:
+def _fit(given: dict[str, Any], metadata: dict[str, Any], ready: Engine) -> Check:
+    """Whether the card, with what the model file says and what is guessed, goes with the engine's tensors."""
     from edgeapp.model import complete, from_ultralytics
     from edgeapp.postprocess import make_postprocess
 
-    card, guesses = complete({**from_ultralytics(metadata), **given_card(settings)}, ready.inputs, ready.outputs)
+    card, guesses = complete({**from_ultralytics(metadata), **given}, ready.inputs, ready.outputs)
     _, more = make_postprocess(card, ready.outputs)
     found = f"task {card.task}"
     if card.size_wh != (0, 0):
@@ -111,7 +114,7 @@ def _fit(settings: Settings, ready: Engine, metadata: dict[str, Any]) -> Check:
     return Check("card and engine", OK, found)
 
 
-def _one(settings: Settings, talk: Talk) -> Settings:
-    """The settings with one plan where a folder of plans was named."""
+def _one(settings: Settings, talk: Talk | None = None) -> Settings:
+    """The settings with one plan where a folder of plans was named; `talk` is told why that one."""
     assert settings.engine is not None
-    return chosen(settings, talk) if os.path.isdir(settings.engine) else settings
+    return chosen(settings, talk or Talk(quiet=True)) if os.path.isdir(settings.engine) else settings
