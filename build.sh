@@ -503,6 +503,11 @@ campaign() { # campaign NAME
       run cmp "$here"/{one,another/folder}/dist/edgeapp
       rm -rf "$here"
       ;;
+    inspect) # a hundred thousand damaged model files
+      setup
+      EDGEAPP_FUZZ=100000 EDGEAPP_FUZZ_SEED=$RANDOM run "$VENV/bin/python" -m pytest -v -o timeout=3600 \
+        tests/test_plan.py -k mutated
+      ;;
     aarch64) # the launcher's tests where the file for aarch64 was made, under qemu
       local users=''
       [[ -f dist/edgeapp-aarch64 ]] || aarch64
@@ -510,7 +515,7 @@ campaign() { # campaign NAME
       $users in_tree bookworm-arm64 env EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_BINARY=/src/edgeapp/dist/edgeapp \
         build/venv-3.11/bin/python -m pytest -v -p no:cacheprovider tests/frozen/test_launcher.py
       ;;
-    *) usage "campaign is launcher, start, reproducible or aarch64" ;;
+    *) usage "campaign is launcher, start, reproducible, inspect or aarch64" ;;
   esac
 }
 
@@ -539,6 +544,7 @@ usage: ./build.sh [VERB]
   campaign NAME   launcher: a thousand starts killed, run side by side and damaged (25 min)
                   start: how fast it starts, beside PyInstaller's onedir and onefile
                   reproducible: two builds in two folders are the same to the byte (12 min)
+                  inspect: 100,000 damaged model files (5 min)
                   aarch64: the launcher's tests for the aarch64 file, under qemu
   check    lint, test, smoke: what CI runs
   clean    removes what was built here, not ~/.cache/edgeapp-build with the compiled PyCUDA

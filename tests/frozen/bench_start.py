@@ -39,7 +39,13 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-CASES = {"warm --version": ("--version",), "warm imports": IMPORTS, "first --version": ("--version",)}
+PLAN = str(Path(__file__).parents[1] / "gpu" / "plans" / "conv.plan")
+CASES = {
+    "warm --version": ("--version",),
+    "warm inspect of a plan": ("inspect", PLAN),
+    "warm imports": IMPORTS,
+    "first --version": ("--version",),
+}
 
 
 def main(edgeapp: Path, onefile: Path | None, rounds: int) -> None:
