@@ -44,6 +44,11 @@ def restore_environment() -> None:
             os.environ["LD_LIBRARY_PATH"] = original
 
 
+def loader_words(error: BaseException) -> str:
+    """What the dynamic loader said; in the frozen program PyInstaller puts words of its own over it."""
+    return str(error.__cause__ or error.__context__ or error)
+
+
 def text(path: str) -> str:
     """A path as valid Unicode: bytes that are no UTF-8 are shown as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -63,6 +63,7 @@ def test_no_driver_is_told_and_tensorrt_never_touched(program: Program, plan: Pa
     done = program("--engine", plan, "--input", "x.jpg", "--debug")
     assert done.returncode == 69, done
     assert "there is no NVIDIA driver on this machine" in done.stderr
+    assert "why: libcuda.so.1: cannot open shared object file" in done.stderr
     assert "--runtime nvidia" in done.stderr
     assert "TensorRT:" not in done.stderr
 

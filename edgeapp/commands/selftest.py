@@ -112,8 +112,8 @@ def _libraries() -> str:
         try:
             ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
             count += 1
-        except OSError as error:  # PyInstaller's words hide the loader's
-            why = str(error.__cause__ or error.__context__ or error)
+        except OSError as error:
+            why = paths.loader_words(error)
             if "libcuda.so.1" not in why:
                 raise OSError(why) from error
             waiting.append(path.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from edgeapp import errors
+from edgeapp import errors, paths
 from edgeapp.gpu import faults
 
 LIBRARY = "libcuda.so.1"
@@ -27,7 +27,7 @@ class Driver:
         except OSError as error:
             raise errors.NoGpuError(
                 "cannot use a GPU: there is no NVIDIA driver on this machine",
-                str(error),
+                paths.loader_words(error),
                 "install the driver (in a container: start it with --runtime nvidia --gpus all), "
                 "or give an .onnx model to run on the CPU",
             ) from error

@@ -44,7 +44,7 @@ def load_libraries(runtime: runtimes.Runtime) -> None:
             ctypes.CDLL(file, mode=ctypes.RTLD_LOCAL)
         except OSError as error:
             raise errors.EdgeappError(
-                f"cannot load {file}", str(error), "the program's files are damaged: copy it again"
+                f"cannot load {file}", paths.loader_words(error), "the program's files are damaged: copy it again"
             ) from error
 
 
@@ -113,7 +113,7 @@ def load_plugin(runtime: Any, logger: Any, file: str) -> None:
         # First by the loader alone: it says what is missing, TensorRT only that something is.
         ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
     except OSError as error:
-        raise errors.DataError(what, str(error.__cause__ or error.__context__ or error), fix) from error
+        raise errors.DataError(what, paths.loader_words(error), fix) from error
     registry = runtime.get_plugin_registry()
     # Before 10 (JetPack 5) there is no load_library: plugins enter the registry while their library is loaded.
     if hasattr(registry, "load_library") and not registry.load_library(path):

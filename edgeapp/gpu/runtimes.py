@@ -156,7 +156,8 @@ def given(path: str) -> Runtime:
     try:
         number = int(ctypes.CDLL(real, mode=ctypes.RTLD_LOCAL).getInferLibVersion())
     except (OSError, AttributeError) as error:
-        raise errors.DataError(what, str(error), "name libnvinfer_lean.so.10 or .11 for this machine") from error
+        why = paths.loader_words(error)
+        raise errors.DataError(what, why, "name libnvinfer_lean.so.10 or .11 for this machine") from error
     # NvInferRuntimeBase.h: major * 10000 + minor * 100 + patch since 10.0, thousands before.
     unit = 10000 if number >= 100000 else 1000
     version = number // unit, number % unit // 100, number % 100
