@@ -76,6 +76,15 @@ def test_inspect_onnx_model_lists_its_tensors(program: Program, models: Path) ->
     assert line["verdict"]["runtime"] == "ONNX Runtime"
 
 
+def test_inspect_onnx_model_with_another_name_says_to_rename_it(program: Program, models: Path, tmp_path: Path) -> None:
+    """A run would refuse it: it was meant for TensorRT."""
+    (tmp_path / "m.plan").write_bytes((models / "conv.onnx").read_bytes())
+    done = program("inspect", "m.plan")
+    assert done.returncode == 65, done
+    assert "rename it to .onnx" in done.stdout
+    assert "x float32 (1, 3, 32, 32)" in done.stdout
+
+
 def test_inspect_loaded_onnx_model_tells_memory_and_time(program: Program, models: Path) -> None:
     """--engine loads the model as a run would."""
     line = program("inspect", "--engine", models / "conv.onnx", "--json").line

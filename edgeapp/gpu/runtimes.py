@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from edgeapp import errors, gpus, paths
 from edgeapp.plan import ONNX, PLAN, ModelFile
@@ -197,6 +198,10 @@ def verdict(found: ModelFile, library: str | None = None, *, host_code: bool = F
     """
     if found.problem:
         return Verdict(NO, None, found.problem, found.fix)
+    if found.kind == ONNX and find_spec("onnxruntime") is None:
+        return Verdict(
+            NO, None, "this program carries no ONNX Runtime", "use an edgeapp that was not frozen with --slim"
+        )
     if found.kind == ONNX:
         return Verdict(YES, None, "ONNX Runtime runs it on the CPU")
     assert found.kind == PLAN

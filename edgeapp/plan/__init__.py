@@ -94,12 +94,6 @@ def identify(path: str, data: bytes | None = None) -> ModelFile:
     name = paths.printable(path)
     if found.problem or found.kind not in (PLAN, ONNX):
         raise errors.DataError(f"cannot run {name}: it is {found.what}", found.problem, found.fix)
-    if found.kind == ONNX and not path.lower().endswith(".onnx"):
-        raise errors.DataError(
-            f"cannot run {name}: it is an ONNX model, not a plan",
-            "an ONNX model runs only on the CPU, and only when its name says so",
-            "rename it to .onnx to run it on the CPU, or build a plan from it: trtexec --onnx=...",
-        )
     return found if data is None else replace(found, checked=Checked(data))
 
 
@@ -160,7 +154,13 @@ def _file(path: str, source: int | bytes, size: int, *, details: bool) -> ModelF
         return _refused(path, size, found, **_inside(peek, found, head))
     if looks_like_onnx(head, size):
         notes = describe(Peek(source, size, DETAIL_BYTES)) if details else {}
-        return ModelFile(path, ONNX, what="an ONNX model", size=size, length=size, notes=notes)
+        if path.lower().endswith(".onnx"):
+            return ModelFile(path, ONNX, what="an ONNX model", size=size, length=size, notes=notes)
+        return ModelFile(
+            path, ONNX, what="an ONNX model, not a plan", size=size, length=size, notes=notes,
+            problem="an ONNX model runs only on the CPU, and only when its name says so",
+            fix="rename it to .onnx to run it on the CPU, or build a plan from it: trtexec --onnx=...",
+        )  # fmt: skip
     return ModelFile(
         path, foreign.UNKNOWN_KIND, what="neither a TensorRT plan nor an ONNX model", size=size,
         problem=f"it starts with {head[:8].hex(' ')}, a plan starts with 66 74 72 74 (ftrt)",

@@ -45,4 +45,5 @@ def test_slim_file_is_smaller_and_says_what_it_lacks(slim: Path, tmp_path: Path)
     assert "--slim" in parts["onnxruntime"]
     (tmp_path / "x.npy").write_bytes(b"")
     assert "carries no ONNX Runtime" in run("--engine", "model.onnx", "--input", "x.npy").stderr
+    assert "carries no ONNX Runtime" in run("inspect", "model.onnx").stdout
     assert run("demo").returncode == 66
