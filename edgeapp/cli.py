@@ -208,6 +208,8 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         settings.add_options(parser)
     given = parser.parse_args(rest)
     if name == "inspect":
+        if given.files and given.engine:
+            raise errors.UsageError("files and --engine go not together", "", "name --engine FILE alone")
         command = partial(_inspect, given.files, given.json)
     elif name == "runtimes":
         command = partial(_runtimes, given.json)
@@ -242,8 +244,13 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 
 def _guarded(words: Sequence[str]) -> int:
     """The exit code; every error is printed here and nowhere else."""
-    stop = Stop()
     talk = Talk(debug="--debug" in words)
+    try:
+        stop = Stop()
+    except OSError as error:
+        refused = paths.refusal("cannot start", error)
+        talk.error(refused)
+        return refused.exit_code
     try:
         stop.install()
         command, options = parse(words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 
 from edgeapp import errors, paths
@@ -17,12 +19,19 @@ def read_labels(path: str) -> list[str]:
     """
     what = f"cannot read labels from {paths.printable(path)}"
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        # Not blocking: a named pipe without a writer must not hang.
+        with open(path, encoding="utf-8-sig", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise errors.ConfigurationError(what, "it is no regular file", "a class name a line is wanted")
             lines = [line.strip() for line in file.read(MOST_BYTES).splitlines()]
     except OSError as error:
         raise paths.refusal(what, error) from error
+    except UnicodeEncodeError as error:
+        raise errors.ConfigurationError(what, "its name is none", "check the name") from error
     except UnicodeDecodeError as error:
         raise errors.ConfigurationError(what, "it is no UTF-8 text", "a class name a line is wanted") from error
+    except ValueError as error:  # a NUL in the name
+        raise errors.ConfigurationError(what, str(error), "check the name") from error
     names = [line for line in lines if line]
     if not names:
         raise errors.ConfigurationError(what, "it is empty", "a class name a line is wanted")

@@ -133,3 +133,45 @@ def test_inspect_loads_no_numpy(source_program: Program, heads: Path) -> None:
     program = Program([source_program.command[0], "-c", code], source_program.cwd, source_program.env)
     assert program(heads / "conv_native.plan").stdout.splitlines()[-1] == "[]"
     assert os.path.exists(heads / "conv_native.plan")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"ptrt", "8.5 or older"), (b"ptrt1234", "8.5 or older"), (b"ftrt", "cut short"), (b"vtrt", "TensorRT-RTX"),
+     (b"TR01" + b"text " * 20, "ExecuTorch"), (b"\x08\x08\x12\0\0\0\0\0", "damaged or cut short")],
+)  # fmt: skip
+def test_inspect_stub_of_a_file_is_no_bug(program: Program, tmp_path: Path, data: bytes, words: str) -> None:
+    """A few bytes of each kind: told, and not run."""
+    (tmp_path / "m.onnx").write_bytes(data)
+    done = program("inspect", "m.onnx")
+    assert done.returncode == 65, done
+    assert words in done.stdout
+    assert program("--engine", "m.onnx", "--input", "x.npy").returncode in (65, 66)
+
+
+def test_inspect_truncated_onnx_model_does_not_run(program: Program, models: Path, tmp_path: Path) -> None:
+    """Its graph ends behind its end."""
+    data = (models / "classifier.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data[: len(data) // 2])
+    done = program("inspect", "--json", "m.onnx")
+    assert done.returncode == 65, done
+    assert done.line["verdict"]["runs"] == "no"
+
+
+def test_inspect_prints_json_for_every_file_whatever_is_in_it(program: Program, heads: Path, tmp_path: Path) -> None:
+    """NaN and 1e999 of an Ultralytics text are no JSON; a file that cannot be read has its line, too."""
+    text = b'{"task": "detect", "a": NaN, "b": 1e999}'
+    data = struct.pack("<i", len(text)) + text + (heads / "conv_native.plan").read_bytes()
+    (tmp_path / "m.engine").write_bytes(data)
+    done = program("inspect", "--json", "m.engine", "no.plan")
+    assert [line.get("ultralytics", {}).get("a") for line in done.lines] == [None, None]
+    assert "NaN" not in done.stdout
+    assert "Infinity" not in done.stdout
+    assert done.lines[1]["error"]["why"] == "no such file or directory"
+
+
+def test_inspect_refuses_flags_that_it_would_not_heed(program: Program, heads: Path) -> None:
+    """Signatures are checked of what is loaded; an engine of the environment does not stand in the way."""
+    plan = heads / "conv_native.plan"
+    assert program("inspect", plan, "--require-signature").returncode == 64
+    assert program("inspect", plan, env={"EDGEAPP_ENGINE": "other.plan"}).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jsonschema
 import pytest
 
 from edgeapp import errors, model, paths
+from edgeapp.labels import read_labels
 from edgeapp.records import TensorSpec
 
 IMAGES = TensorSpec("images", (-1, 3, 64, 96), "float32", True)
@@ -142,3 +144,11 @@ def test_complete_pictures_for_two_inputs_are_refused() -> None:
     """A task for pictures wants one picture tensor."""
     with pytest.raises(errors.ConfigurationError, match="one input tensor"):
         model.complete({"task": "detect"}, (IMAGES, IMAGES), (HEAD,))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b", "pipe"])
+def test_labels_of_an_impossible_name_are_refused(tmp_path: Path, name: str) -> None:
+    """A card may name anything: a NUL, half a letter, a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(errors.ConfigurationError):
+        read_labels(f"{tmp_path}/{name}")

@@ -125,7 +125,9 @@ def test_given_library_that_is_none_is_refused(
 def test_given_full_library_is_refused(root: Path) -> None:
     """The lean bindings need the lean library; one of version 8 or 9 has no bindings at all."""
     for name, number in (("libnvinfer.so.10", 101601), ("libnvinfer_lean.so.8", 8601), ("libc.so", 0)):
-        with pytest.raises(errors.DataError, match="bindings are for the lean runtime of 10, 11"):
+        with pytest.raises(
+            errors.DataError, match=r"bindings are for the lean runtime of 10, 11|its name is not libnvinfer_lean"
+        ):
             runtimes.given(str(library(root / name, number)))
 
 
@@ -174,3 +176,15 @@ def test_runtimes_command_lists_what_each_runs(program: Program) -> None:
     for line in done.lines:
         assert all(os.path.isfile(file) for file in line["libraries"])
     assert "plans of 10.0 to 10.16.1, built version compatible" in program("runtimes").stdout
+
+
+def test_given_library_that_is_cut_short_is_refused_before_it_is_mapped(root: Path) -> None:
+    """The loader would map it, and the process would die by SIGBUS."""
+    whole = library(root / "libnvinfer_lean.so.10", 101602).read_bytes()
+    for size in (64, 1000, len(whole) // 2, len(whole) - 1):
+        (root / "libnvinfer_lean.so.10").write_bytes(whole[:size])
+        with pytest.raises(errors.DataError, match="cut short"):
+            runtimes.given(str(root / "libnvinfer_lean.so.10"))
+    os.mkfifo(root / "fifo")
+    with pytest.raises(errors.DataError, match="no library"):
+        runtimes.given(str(root / "fifo"))

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from edgeapp import stopping
 from edgeapp.checks import FAILURE, WARNING, Check, Say, failed
-from edgeapp.errors import EdgeappError
+from edgeapp.errors import EdgeappError, SystemRefusedError
 
 Work = Callable[[Say], Check | Iterable[Check]]
 
@@ -66,9 +66,15 @@ class Child:
         Raises:
             Stopped: a signal came; the child is gone.
         """
-        reader, writer = os.pipe()
         parent = os.getpid()
-        child = os.fork()
+        try:
+            reader, writer = os.pipe()
+            child = os.fork()
+        except OSError as error:
+            yield Check(self._name, FAILURE, "it could not be tried", "a process of its own", str(error),
+                        "raise the limits of processes and open files (ulimit -u, -n)",
+                        SystemRefusedError.exit_code)  # fmt: skip
+            return
         if child == 0:
             os.close(reader)
             _be_child(self._name, self._work, writer, parent)
@@ -213,6 +219,10 @@ def _leave_the_parent(writer: int, parent: int) -> None:
         os._exit(1)
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    null = os.open(os.devnull, os.O_RDONLY)
+    try:
+        null = os.open(os.devnull, os.O_RDONLY)
+    except OSError:  # no /dev: a pipe without a writer is as empty
+        null, closed = os.pipe()
+        os.close(closed)
     for descriptor, target in ((null, 0), (writer, 1), (writer, 2)):
         os.dup2(descriptor, target)

@@ -33,10 +33,12 @@ def inspect(files: Sequence[str], as_json: bool, settings: Settings, stop: Stop,
     Raises:
         UsageError: no file is named. EdgeappError: --tensorrt-library or --engine cannot be used.
     """
-    if settings.engine is not None:
-        if files:
-            raise errors.UsageError("files and --engine go not together", "", "name --engine FILE alone")
+    if settings.engine is not None and not files:
         return _loaded(settings, as_json, stop, talk)
+    if settings.trust_key or settings.require_signature or settings.engine_sha256:
+        raise errors.UsageError(
+            "signatures and digests are checked of an engine that is loaded", "", "edgeapp inspect --engine FILE ..."
+        )
     library = settings.tensorrt_library
     if not files:
         raise errors.UsageError("no file given", "", "edgeapp inspect model.plan")
@@ -48,6 +50,9 @@ def inspect(files: Sequence[str], as_json: bool, settings: Settings, stop: Stop,
         except errors.EdgeappError as error:
             talk.error(error)
             codes.add(error.exit_code)
+            if as_json:
+                refused = {"what": error.what, "why": error.why, "fix": error.fix}
+                tell([json.dumps({"schema": 1, "path": paths.text(path), "error": refused}) + "\n"])
             continue
         verdict = runtimes.verdict(found, library, host_code=settings.allow_host_code)
         tell([json.dumps(describe(found, verdict)) + "\n"] if as_json else for_people(found, verdict))
@@ -152,7 +157,7 @@ def _notes(found: ModelFile) -> list[tuple[str, str]]:
     ]
     rows += [(key[:-1], _tensor(tensor)) for key in ("inputs", "outputs") for tensor in notes.get(key, [])]
     if "incomplete" in notes:
-        rows.append(("damaged", notes["incomplete"]))
+        rows.append(("tensors" if notes["too_large"] else "damaged", notes["incomplete"]))
     metadata: dict[str, Any] = notes.get("metadata", {})
     return rows + _ultralytics(metadata)
 

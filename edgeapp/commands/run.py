@@ -109,7 +109,9 @@ def chosen(settings: Settings, talk: Talk) -> Settings:
         return driver.compute_capability(settings.device)
 
     assert settings.engine is not None
-    found, reason = selection.pick(settings.engine, settings.tensorrt_library, capability)
+    found, reason = selection.pick(
+        settings.engine, settings.tensorrt_library, capability, host_code=settings.allow_host_code
+    )
     talk.note(f"edgeapp: {reason}")
     return replace(settings, engine=found.path)
 

@@ -37,7 +37,7 @@ def model_file(settings: Settings) -> Check:
     text = f"{paths.printable(found.path)}: {found.what}"
     if found.kind == plan.ONNX:
         return Check("model file", OK, f"{text}, for ONNX Runtime on the CPU")
-    runtime = runtimes.choose(found, settings.tensorrt_library)
+    runtime = runtimes.choose(found, settings.tensorrt_library, host_code=settings.allow_host_code)
     why = "a lean runtime runs it if it was built version compatible, which its bytes do not tell"
     return Check("model file", OK, f"{text}, for {runtime.name}", "", why if runtime.lean else "")
 

@@ -109,6 +109,7 @@ def load_plugin(runtime: Any, logger: Any, file: str) -> None:
     path = os.path.abspath(file)  # a bare name would be searched for
     what = f"cannot use the plugin {paths.printable(file)}"
     fix = "check with ldd what it needs, and that it was built for this TensorRT"
+    runtimes.check_library(path, what)
     try:
         # First by the loader alone: it says what is missing, TensorRT only that something is.
         ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)

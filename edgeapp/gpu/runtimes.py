@@ -16,6 +16,8 @@ import glob
 import json
 import os
 import re
+import stat
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -147,12 +149,7 @@ def given(path: str) -> Runtime:
         NotFoundError, NotPermittedError: it cannot be read. DataError: it is no lean runtime that fits the bindings.
     """
     what = f"cannot use --tensorrt-library {paths.printable(path)}"
-    try:
-        with open(path, "rb") as file:
-            if file.read(4) != b"\x7fELF":
-                raise errors.DataError(what, "it is no library", "name libnvinfer_lean.so.10 or .11")
-    except OSError as error:
-        raise paths.refusal(what, error) from error
+    check_library(path, what)
     real = os.path.realpath(path)
     try:
         number = int(ctypes.CDLL(real, mode=ctypes.RTLD_LOCAL).getInferLibVersion())
@@ -163,13 +160,47 @@ def given(path: str) -> Runtime:
     unit = 10000 if number >= 100000 else 1000
     version = number // unit, number % unit // 100, number % 100
     runtime = _with_library(catalogue(), real, version, older=True)
-    if runtime is None or "lean" not in os.path.basename(real):
+    if "lean" not in os.path.basename(real):
+        why = "its name is not libnvinfer_lean.so, by which the bindings ask for it"
+        raise errors.DataError(what, why, "name the lean runtime, under its own name")
+    if runtime is None:
         majors = ", ".join(str(r.newest[0]) for r in catalogue() if not r.guest)
         raise errors.DataError(
             what, f"it is TensorRT {text(version)}; this program's bindings are for the lean runtime of {majors}",
             "name libnvinfer_lean.so of one of these major versions",
         )  # fmt: skip
     return replace(runtime, origin="given", name=f"{runtime.name} of {paths.printable(path)}")
+
+
+def check_library(path: str, what: str) -> None:
+    """Refuse what is no whole ELF library: the loader maps one that is cut short, and the process dies by SIGBUS.
+
+    Raises:
+        NotFoundError, NotPermittedError: it cannot be read. DataError: it is none, or cut short.
+    """
+    fix = "name a library, and copy it again if it should be one"
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(number)
+            head = os.pread(number, 64, 0) if stat.S_ISREG(status.st_mode) else b""
+            if len(head) < 64 or head[:5] != b"\x7fELF\2":
+                raise errors.DataError(what, "it is no library", fix)
+            programs, sections = struct.unpack_from("<QQ", head, 32)
+            size, count, section_size, section_count = struct.unpack_from("<HHHH", head, 54)
+            table = os.pread(number, size * count, programs) if programs < 1 << 62 else b""
+            ends = [programs + size * count, sections + section_size * section_count]
+            for at in range(0, len(table) - 55, max(size, 56)):
+                offset, length = struct.unpack_from("<Q16xQ", table, at + 8)
+                ends.append(offset + length)
+            if max(ends) > status.st_size:
+                raise errors.DataError(what, f"it is cut short: {status.st_size} of {max(ends)} bytes are there", fix)
+        finally:
+            os.close(number)
+    except OSError as error:
+        raise paths.refusal(what, error) from error
+    except ValueError as error:  # a NUL in the name
+        raise errors.NotFoundError(what, str(error), "check the name") from error
 
 
 def _with_library(bundled: Sequence[Runtime], file: str, version: Version, *, older: bool = False) -> Runtime | None:

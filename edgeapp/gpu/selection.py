@@ -15,7 +15,9 @@ MOST_NAMED = 10
 """A message names this many plans."""
 
 
-def pick(folder: str, library: str | None, capability: Callable[[], tuple[int, int]]) -> tuple[ModelFile, str]:
+def pick(
+    folder: str, library: str | None, capability: Callable[[], tuple[int, int]], *, host_code: bool = False
+) -> tuple[ModelFile, str]:
     """The best plan of a folder, and why, for people.
 
     Built for exactly this compute capability comes first, then hardware compatible, then what does not tell; among
@@ -24,6 +26,7 @@ def pick(folder: str, library: str | None, capability: Callable[[], tuple[int, i
     Args:
         folder: its plans are looked at, not those of its folders.
         library: --tensorrt-library.
+        host_code: native code inside a plan may be run.
         capability: asks for the GPU's compute capability, when a plan may run at all.
 
     Raises:
@@ -40,8 +43,12 @@ def pick(folder: str, library: str | None, capability: Callable[[], tuple[int, i
     refused: list[str] = []
     serving: list[ModelFile] = []
     for name in names:
-        found = look(name)
-        verdict = runtimes.verdict(found, library)
+        try:
+            found = look(name)
+        except errors.EdgeappError as error:
+            refused.append(f"{_name(name)} cannot be read: {error.why}")
+            continue
+        verdict = runtimes.verdict(found, library, host_code=host_code)
         if verdict.runtime is None:
             refused.append(f"{_name(name)} is {found.what}: {verdict.why}")
         else:

@@ -7,6 +7,7 @@ ExecuTorch's header names the plan inside (pytorch/executorch, backends/nvidia/t
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from dataclasses import dataclass, field, replace
@@ -154,6 +155,11 @@ def _file(path: str, source: int | bytes, size: int, *, details: bool) -> ModelF
         return _refused(path, size, found, **_inside(peek, found, head))
     if looks_like_onnx(head, size):
         notes = describe(Peek(source, size, DETAIL_BYTES)) if details else {}
+        if notes.get("incomplete") and not notes["too_large"]:
+            return ModelFile(
+                path, ONNX, what="an ONNX model, damaged or cut short", size=size, length=size, notes=notes,
+                problem=notes["incomplete"], fix=foreign.AGAIN,
+            )  # fmt: skip
         if path.lower().endswith(".onnx"):
             return ModelFile(path, ONNX, what="an ONNX model", size=size, length=size, notes=notes)
         return ModelFile(
@@ -168,6 +174,12 @@ def _file(path: str, source: int | bytes, size: int, *, details: bool) -> ModelF
     )  # fmt: skip
 
 
+def _finite(text: str) -> float | None:
+    """A number of JSON; 1e999 is none, and could not be printed as JSON again."""
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
 def _wrapper(peek: Peek, head: bytes) -> tuple[int, dict[str, Any]]:
     """Where the plan begins, and what Ultralytics says of it: (0, {}) where it did not write the file."""
     length = int.from_bytes(head[:4], "little", signed=True)
@@ -175,7 +187,7 @@ def _wrapper(peek: Peek, head: bytes) -> tuple[int, dict[str, Any]]:
         return 0, {}
     text = Peek(peek.source, peek.size, LONGEST_METADATA_BYTES).read(4, length)
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
         return 0, {}
     return (4 + length, value) if isinstance(value, dict) and value else (0, {})
@@ -225,12 +237,14 @@ def _rtx(path: str, peek: Peek, offset: int) -> ModelFile:
 
 def _inside(peek: Peek, found: Foreign, head: bytes) -> dict[str, Any]:
     """What more can be told of a file that cannot be run."""
-    if found.kind == "old_plan":
+    if found.kind == "old_plan" and len(head) > 8:
         counter = head[8]
         return {"archive": counter, "built_by": built_by(counter)}
     if found.kind == "executorch":
         offset = int.from_bytes(head[12:16], "little")
         try:
+            if peek.read(offset, 4) != b"ftrt":
+                return {}
             return {"plan_version": ".".join(map(str, header.read_plan(peek, offset).version[:3]))}
         except UnknownError:
             return {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from edgeapp.plan.peek import Peek, UnknownError
+from edgeapp.plan.peek import TOO_FAR, Peek, UnknownError
 
 DTYPES = (
     "undefined", "float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16",
@@ -43,6 +43,7 @@ def describe(peek: Peek) -> dict[str, Any]:
         _model(peek, found)
     except UnknownError as error:
         found["incomplete"] = str(error)
+        found["too_large"] = str(error) == TOO_FAR
     return found
 
 
@@ -108,7 +109,7 @@ def _tensor_type(peek: Peek, start: int, length: int, tensor: dict[str, Any]) ->
 def _dimension(peek: Peek, start: int, length: int) -> int | str:
     for number, at, size in _fields(peek, start, start + max(0, length)):
         if number == 1 and size < 0:
-            return at
+            return at if at < 1 << 63 else -1
         if number == 2 and size > 0:
             return _text(peek, at, size)
     return -1

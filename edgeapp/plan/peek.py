@@ -11,6 +11,9 @@ DETAIL_BYTES = 1 << 20
 """What is inside a model may cost this much: an ONNX graph of about 50,000 parts."""
 
 
+TOO_FAR = "too large to be looked through"
+
+
 class UnknownError(ValueError):
     """The bytes are not laid out as they would have to be, or looking on would cost too much."""
 
@@ -40,7 +43,7 @@ class Peek:
             raise UnknownError(f"{offset} lies outside the file")
         length = max(0, min(length, self.size - offset))
         if length > self._left:
-            raise UnknownError("too far to look")
+            raise UnknownError(TOO_FAR)
         self._left -= length
         if isinstance(self.source, bytes):
             return self.source[offset : offset + length]
