@@ -51,7 +51,10 @@ def loader_words(error: BaseException) -> str:
 
 def text(path: str) -> str:
     """A path as valid Unicode: bytes that are no UTF-8 are shown as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a letter, out of a JSON text: no file has such a name
+        return path.encode("utf-8", "backslashreplace").decode()
 
 
 def printable(path: str) -> str:
