@@ -335,7 +335,7 @@ def test_inspect_loads_only_what_is_signed(program: Program, signed: Path) -> No
     """--engine makes an engine as `run` does; without it nothing is loaded and nothing has to be verified."""
     pin = ("--require-signature", "--trust-key", signed.parent / "maker.pub")
     assert program("inspect", "--engine", signed, *pin).returncode == 0
-    signed.write_bytes(signed.read_bytes() + b"\0")
+    signed.write_bytes(signed.read_bytes() + b"\x12\0")  # an empty producer_name: an ONNX model still
     done = program("inspect", "--engine", signed, *pin)
     assert done.returncode == 78, done
     assert (done.stdout, "its signature by key" in done.stderr) == ("", True)
@@ -920,5 +920,5 @@ def test_plugin_that_cannot_be_loaded_says_what_is_missing(library: Callable[...
     with pytest.raises(errors.DataError) as caught:
         gpu_engine.load_plugin(RuntimeStandIn(RegistryStandIn("a handle")), None, str(plugin))
     assert "libnvinfer_of_another.so" in caught.value.why
-    with pytest.raises(errors.DataError):
+    with pytest.raises(errors.NotFoundError):
         gpu_engine.load_plugin(RuntimeStandIn(RegistryStandIn("a handle")), None, str(tmp_path / "no.so"))
