@@ -221,8 +221,8 @@ class Bootstrap:
 
         name = f"TensorRT {self._choice.name.removeprefix('TensorRT ')} on {self._device.name()}"
         self.ready = GpuEngine(
-            self._trt, self._engine, self._context, self._log, self._driver, name=name,
-            guest=bool(self._choice.guest), free_bytes=self._free_bytes,
+            self._trt, self._engine, self._context, self._log, self._driver,
+            cuda_context=self._cuda_context, name=name, guest=bool(self._choice.guest), free_bytes=self._free_bytes,
         )  # fmt: skip
         self._on_exit("buffers", self.ready.close)
         self.ready.reserve()

@@ -49,7 +49,9 @@ class Frame:
 
     Attributes:
         path: as the user named it.
-        image: RGB picture, orientation applied; None for tensors.
+        image: RGB picture, orientation applied, maybe decoded smaller than it is; None for tensors.
+        picture_wh: width and height of the picture as it is in the file, orientation applied, pixels;
+            None for tensors.
         tensors: input tensors as they go to the engine; None for pictures.
         error: set when the input could not be read; then nothing else is.
         decode_ms: time spent on reading and decoding, milliseconds.
@@ -57,6 +59,7 @@ class Frame:
 
     path: str
     image: Image.Image | None = None
+    picture_wh: tuple[int, int] | None = None
     tensors: Tensors | None = None
     error: EdgeappError | None = None
     decode_ms: float = 0.0

@@ -70,6 +70,18 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def auto_or(parse: Callable[[str], int]) -> Callable[[str], int | str]:
+    """A parser for the word auto, or what another takes."""
+
+    def either(text: str) -> int | str:
+        try:
+            return text.lower() if text.lower() == "auto" else parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
+
+    return either
+
+
 def number(low: float, high: float) -> Callable[[str], float]:
     """A parser for a number from `low` to `high`; fractions such as 1/255 are understood."""
 
@@ -128,6 +140,7 @@ def truth(text: str) -> bool:
     raise ValueError("yes or no is wanted")
 
 
+SPEED = "how it is made fast"
 OUT, CARD, TALK = "what comes out", "what the model wants (wins over its card)", "what is said"
 TRUST = "which files are trusted"
 
@@ -139,11 +152,13 @@ OPTIONS = (
     Option("recursive", "look into the folders of folders too", None),
     Option("model_card", "the model card (default: STEM.json or model.json beside the engine)", name, metavar="FILE"),
     Option("device", "GPU number", integer(0, 1023), "N", 0),
-    Option("batch", "pictures per inference (default: what the engine was built for, else 1)",
-           integer(1, 4096), "N"),
+    Option("batch", "pictures per inference (default: what the engine was built for, else 1); auto: what its "
+           "optimisation profile was tuned for", auto_or(integer(1, 4096)), "N|auto"),
     Option("tensorrt_library", "a libnvinfer_lean.so to use instead of those inside; its code runs", name,
            metavar="FILE", variable_too=False),
     Option("max_pixels", "refuse larger pictures", integer(1, 1 << 31), "N", DEFAULT_MAX_PIXELS),
+    Option("exact_decode", "decode every JPEG in full, also where antialiased resizing halves it at least", None,
+           default=False),
     Option("output", "write results to FILE.jsonl, .csv or .npz instead of standard output (-)",
            name, metavar="FILE", many=True, group=OUT),
     Option("save", "write annotated pictures into this folder", name, metavar="DIR", group=OUT),
@@ -173,6 +188,14 @@ OPTIONS = (
     Option("max_detections", "at most this many objects a picture", integer(1, 100_000), "N",
            card=True, group=CARD),
     Option("top_k", "classify: how many classes to name", integer(1, 100_000), "K", card=True, group=CARD),
+    Option("decode_threads", "threads that read and decode (default: one for each core but one)", integer(1, 1024), "N",
+           group=SPEED),
+    Option("slots", "batches between decoding and writing at a time (default: enough for all threads)",
+           integer(1, 1024), "N", group=SPEED),
+    Option("max_delay_ms", "wait so long for a batch to fill when standard input is silent", number(0, 60_000), "MS",
+           0.0, group=SPEED),
+    Option("sync", "how the GPU is waited for: spin (sooner, costs a core), block or auto",
+           choice("spin", "block", "auto"), "HOW", "auto", group=SPEED),
     Option("trust_key", "trust signatures by this public key: a .pub file, or its 56 characters; "
            "beside those in /etc/edgeapp/keys.d", name, metavar="KEY", many=True, group=TRUST),
     Option("require_signature", "refuse an engine without FILE.minisig", None, default=False, group=TRUST),
@@ -200,8 +223,13 @@ class Settings:
     model_card: str | None = None
     device: int = 0
     tensorrt_library: str | None = None
-    batch: int | None = None
+    batch: int | str | None = None
+    decode_threads: int | None = None
+    slots: int | None = None
+    max_delay_ms: float = 0.0
+    sync: str = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS
+    exact_decode: bool = False
     output: tuple[str, ...] = ()
     save: str | None = None
     trust_key: tuple[str, ...] = ()

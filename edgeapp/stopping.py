@@ -6,6 +6,8 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import IO, NoReturn
 
@@ -26,6 +28,8 @@ class Stop:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._first_s = 0.0
+        self._woken = False
+        self._on_stop: Callable[[], None] | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
 
@@ -40,12 +44,31 @@ class Stop:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.signal_number is None:
             self.signal_number, self._first_s = number, time.monotonic()
+            if self._on_stop is not None:
+                self._on_stop()
         elif time.monotonic() - self._first_s > SAME_SIGNAL_S:
             self.die()
 
+    def notify(self, call: Callable[[], None] | None) -> None:
+        """Have a call made when a signal comes: between any two steps of the main thread, so it may only put a flag."""
+        self._on_stop = call
+        if call is not None and self.signal_number is not None:
+            call()
+
+    @contextmanager
+    def waking(self) -> Iterator[None]:
+        """While the body runs, end the waiting of other threads as a signal would."""
+        self._woken = True
+        os.write(self._wake_write, b"\0")
+        try:
+            yield
+        finally:
+            self._woken = False
+            os.read(self._wake_read, 1 << 16)
+
     def check(self) -> None:
         """Raise Stopped when a signal came."""
-        if self.signal_number is not None:
+        if self.signal_number is not None or self._woken:
             raise Stopped
 
     def wait_readable(self, stream: IO[bytes] | int, timeout_s: float | None = None) -> bool:
@@ -58,6 +81,7 @@ class Stop:
         Returns:
             whether there is data or an end.
         """
+        self.check()
         ready, _, _ = select.select([stream, self._wake_read], [], [], timeout_s)
         self.check()
         return stream in ready

@@ -188,7 +188,7 @@ def _ultralytics(metadata: dict[str, Any]) -> list[tuple[str, str]]:
 def _loaded(settings: Settings, as_json: bool, stop: Stop, talk: Talk) -> int:
     """Describe the engine of --engine, brought up as for a run."""
     from edgeapp.bootstrap import Trace
-    from edgeapp.commands.run import given_card, open_engine
+    from edgeapp.commands.opening import given_card, open_engine
 
     assert settings.engine is not None
     found = identify(settings.engine)

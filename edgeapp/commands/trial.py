@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeapp import errors, paths, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.checks import NOTE, OK, SKIPPED, Check, Say, failed
-from edgeapp.commands.run import chosen, given_card, open_engine
+from edgeapp.commands.opening import chosen, given_card, open_engine
 from edgeapp.gpu import runtimes
 from edgeapp.log import Talk
 from edgeapp.settings import Settings

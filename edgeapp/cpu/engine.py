@@ -113,6 +113,12 @@ class CpuEngine:
             ) from error
         return dict(zip((spec.name for spec in self.outputs), map(np.asarray, arrays), strict=True))
 
+    def enter(self) -> None:
+        """Nothing: ONNX Runtime works on any thread."""
+
+    def leave(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Free the session."""
         del self._session

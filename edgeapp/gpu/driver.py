@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
 from edgeapp import errors, paths
 from edgeapp.gpu import faults
 
 LIBRARY = "libcuda.so.1"
+
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+SIGNATURES: dict[str, tuple[type, ...]] = {
+    "cuStreamCreate": (_POINTER, _INT),
+    "cuStreamDestroy_v2": (_POINTER,),
+    "cuStreamSynchronize": (_POINTER,),
+    "cuStreamWaitEvent": (_POINTER, _POINTER, _INT),
+    "cuStreamBeginCapture_v2": (_POINTER, _INT),
+    "cuStreamEndCapture": (_POINTER, _POINTER),
+    "cuGraphInstantiateWithFlags": (_POINTER, _POINTER, ctypes.c_ulonglong),
+    "cuGraphGetNodes": (_POINTER, _POINTER, _POINTER),
+    "cuGraphLaunch": (_POINTER, _POINTER),
+    "cuGraphDestroy": (_POINTER,),
+    "cuGraphExecDestroy": (_POINTER,),
+    "cuEventCreate": (_POINTER, _INT),
+    "cuEventDestroy_v2": (_POINTER,),
+    "cuEventRecord": (_POINTER, _POINTER),
+    "cuEventSynchronize": (_POINTER,),
+    "cuEventQuery": (_POINTER,),
+    "cuEventElapsedTime": (_POINTER, _POINTER, _POINTER),
+    "cuMemcpyHtoDAsync_v2": (_POINTER, _POINTER, _SIZE, _POINTER),
+    "cuMemcpyDtoHAsync_v2": (_POINTER, _POINTER, _SIZE, _POINTER),
+    "cuMemsetD8Async": (_POINTER, ctypes.c_ubyte, _SIZE, _POINTER),
+}
+"""Functions for the work on streams: PyCUDA has no graphs, and its other calls cost several times a ctypes call."""
+
+
+class CallError(Exception):
+    """A driver function returned an error; `faults.from_cuda` says what it means."""
+
+    def __init__(self, call: str, code: int) -> None:
+        super().__init__(f"{call} failed: CUDA error {code}")
+        self.code = code
 
 
 class Driver:
@@ -31,6 +66,28 @@ class Driver:
                 "install the driver (in a container: start it with --runtime nvidia --gpus all), "
                 "or give an .onnx model to run on the CPU",
             ) from error
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """One of SIGNATURES.
+
+        Raises:
+            CallError: it returned an error.
+        """
+        code = self.function(name)(*arguments)
+        if code != 0:
+            raise CallError(name, code)
+
+    def function(self, name: str) -> Callable[..., int]:
+        """One of SIGNATURES, to be called often: it returns the error code."""
+        found: Any = getattr(self._library, name)
+        found.argtypes = SIGNATURES[name]
+        return found  # type: ignore[no-any-return]
+
+    def create(self, name: str, *arguments: Any) -> int:
+        """The handle that a function of SIGNATURES puts where its first argument points."""
+        handle = ctypes.c_void_p()
+        self.call(name, ctypes.byref(handle), *arguments)
+        return handle.value or 0
 
     def initialise(self) -> None:
         """cuInit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,34 @@ HOST_DTYPES: dict[str, np.dtype[Any]] = {
 class GpuEngine:
     """A TensorRT engine with its buffers on one stream.
 
-    Needs the CUDA context current on the calling thread, from `__init__` to `close`.
+    Needs the CUDA context current on the calling thread, from `__init__` to `close`; other threads `enter` first.
 
     Args:
         trt: TensorRT's Python module.
         engine, context: ICudaEngine and an IExecutionContext of its own.
         log: the logger of their runtime.
+        cuda_context: PyCUDA's object of the context.
         name: for messages, "TensorRT lean 8.6.0 on NVIDIA H200".
         free_bytes: what was free on the GPU before TensorRT was loaded.
         guest: the engine belongs to a runtime of an older major version inside the bindings'.
 
     Attributes:
         inputs, outputs: the engine's I/O tensors.
+        bound: the key of the last `bind`, None when something else was run or asked for since.
     """
 
     def __init__(
-        self, trt: Any, engine: Any, context: Any, log: Any, driver: Driver, *, name: str, guest: bool, free_bytes: int
+        self,
+        trt: Any,
+        engine: Any,
+        context: Any,
+        log: Any,
+        driver: Driver,
+        *,
+        cuda_context: Any,
+        name: str,
+        guest: bool,
+        free_bytes: int,
     ) -> None:
         self.name = name
         self._free_bytes = free_bytes
@@ -55,8 +68,9 @@ class GpuEngine:
         self._trt = trt
         self._engine = engine
         self._context = context
+        self._cuda_context = cuda_context
         self._log = log
-        self._driver = driver
+        self.driver = driver
         self._stream: Any = cuda.Stream()
         self._profile = 0
         specs = tensor_specs(trt, engine)
@@ -67,6 +81,7 @@ class GpuEngine:
         self._allocators: dict[str, Any] = {}
         self._shapes: dict[str, Shape] = {}
         self._settled: dict[str, Shape | None] | None = None
+        self.bound: object = None
 
     def describe(self) -> dict[str, Any]:
         """What the engine tells of itself, see engine.describe, and the bytes that are used on the GPU since."""
@@ -107,7 +122,7 @@ class GpuEngine:
                 or self._on_host
                 or any(self._shapes[n] != array.shape for n, array in arrays.items())
             ):
-                self._settled = None
+                self._settled, self.bound = None, None
                 self._use_profile(self._fitting_profile(arrays))
                 self._set_inputs(arrays)
                 self._settled = self._set_outputs()
@@ -124,8 +139,52 @@ class GpuEngine:
             self._stream.synchronize()
             self._fetch_late(shapes)
         except cuda.Error as error:
-            raise faults.from_cuda(error, self._driver.context_code(), "running the engine") from error
+            raise faults.from_cuda(error, self.driver.context_code(), "running the engine") from error
         return {spec.name: self._result(spec, shapes[spec.name], views=views) for spec in self.outputs}
+
+    def enter(self) -> None:
+        """Make the CUDA context current on this thread, for PyCUDA too."""
+        self._cuda_context.push()
+
+    def leave(self) -> None:
+        self._cuda_context.pop()
+
+    def output_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """The shapes of the outputs when the only input has this one.
+
+        Raises:
+            DataError: no profile takes it, or a shape depends on the values of the input.
+        """
+        (spec,) = self.inputs
+        self._settled, self.bound = None, None
+        self._use_profile(self._fitting_profile({spec.name: np.empty(shape, HOST_DTYPES[spec.dtype])}))
+        if not self._context.set_input_shape(spec.name, shape):
+            raise self._failed(f"set_input_shape({spec.name}, {shape})")
+        shapes = {out.name: tuple(self._context.get_tensor_shape(out.name)) for out in self.outputs}
+        if open_ended := [name for name, found in shapes.items() if -1 in found]:
+            raise errors.DataError(f"the shape of {', '.join(open_ended)} depends on the values of the input")
+        return shapes
+
+    def bind(self, addresses: Mapping[str, int], key: object) -> None:
+        """Have the next `enqueue` read and write these device addresses, one for each I/O tensor.
+
+        Args:
+            key: what `bound` is from now on.
+        """
+        self._settled, self.bound = None, key
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise self._failed(f"set_tensor_address({name})")
+
+    def enqueue(self, stream: int) -> None:
+        """Put one run with what was bound on a stream, given by its handle; wait for nothing."""
+        if not self._context.execute_async_v3(stream):
+            raise self._failed("execute_async_v3")
+
+    @property
+    def pictures_only(self) -> bool:
+        """Whether the engine has one input of four dimensions, and no tensor that TensorRT wants on the host."""
+        return len(self.inputs) == 1 and len(self.inputs[0].shape) == 4 and not self._on_host
 
     def _fitting_profile(self, arrays: Tensors) -> int:
         """The first profile that takes these shapes, the current one first.
@@ -242,10 +301,10 @@ class GpuEngine:
                 refused: errors.EdgeappError = allocator.error
                 allocator.error = None
                 return refused
-        code = self._driver.context_code()
+        code = self.driver.context_code()
         if code != 0:
             return faults.from_cuda(RuntimeError(f"{call} failed"), code, "running the engine")
-        return faults.refused(f"TensorRT refused {call}", list(self._log.errors), self._driver.memory())
+        return faults.refused(f"TensorRT refused {call}", list(self._log.errors), self.driver.memory())
 
     def close(self) -> None:
         """Wait for the stream and free the buffers; the TensorRT objects are the caller's."""
@@ -257,7 +316,7 @@ class GpuEngine:
             self._allocators.clear()
             for buffer in self._buffers.values():
                 buffer.free()
-            self._context = self._engine = None
+            self._context = self._engine = self._cuda_context = None
 
 
 def _within(shape: Shape, profile: tuple[Shape, Shape, Shape]) -> bool:

@@ -68,8 +68,8 @@ def to_json(result: Result) -> dict[str, Any]:
             "fix": result.error.fix,
         }
         return line
-    if frame.image is not None:
-        line["size_wh"] = list(frame.image.size)
+    if frame.picture_wh is not None:
+        line["size_wh"] = list(frame.picture_wh)
     line["task"] = result.task
     if result.task == "detect":
         line["detections"] = [

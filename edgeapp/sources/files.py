@@ -8,9 +8,10 @@ import os
 import stat
 import sys
 import time
+import traceback
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
+    ExifTags,
     Image,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     UnidentifiedImageError,
@@ -45,12 +46,43 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 TENSOR_SUFFIXES = (".npy", ".npz")
 MOST_TENSOR_BYTES = 2 << 30
 MOST_LINE_BYTES = 1 << 16
+MOST_BYTES_AT_ONCE = 16 << 20
 
 Image.MAX_IMAGE_PIXELS = None  # replaced by our own limit, which names the flag
+
+# Pillow warns of odd EXIF blocks, but the pixels are what matters. Once and for all, as `catch_warnings`
+# around a decoding would race with other threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+Fit = Callable[[tuple[int, int]], tuple[int, int]]
+"""Picture size -> the size that is enough of it, both (width, height) with the orientation applied."""
+
+REDUCTIONS = (8, 4, 2)
+"""By how much the JPEG decoder can shrink a picture; it then leaves the finer frequencies out."""
+
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
+
+RIGHT_COMES_FIRST, BOTTOM_COMES_FIRST, SIDES_SWAPPED = (2, 3, 7, 8), (3, 4, 6, 7), (5, 6, 7, 8)
+"""EXIF orientations by what they do to the right and bottom edge of the stored picture, and to its sides."""
 
 
 class FileSource:
     """Frames of files, in the order given; what cannot be read becomes a frame with its error.
+
+    Iterating gives frames that know their path only; `read` fills them, in any thread.
+
+    Attributes:
+        fit: how large a picture has to be at least; JPEGs may be decoded smaller than they are, but
+            not smaller than that. None: all in full. Set it before the first `read`.
 
     Args:
         uris: paths, folders (their pictures and tensors, sorted), glob patterns, or "-" for a list
@@ -59,6 +91,7 @@ class FileSource:
         max_pixels: refuse larger pictures by their header.
         stop: ends the waiting for `stream`.
         stream: where "-" reads from.
+        patience_s: how long `stream` may be silent before that is told, seconds.
     """
 
     def __init__(
@@ -69,10 +102,13 @@ class FileSource:
         max_pixels: int,
         stop: Stop,
         stream: IO[bytes] | None = None,
+        patience_s: float = 0.0,
     ) -> None:
+        self._patience_s = patience_s
         self._max_pixels = max_pixels
         self._stop = stop
         self._stream = stream
+        self.fit: Fit | None = None
         self._items: list[str | errors.EdgeappError | None] = []
         self.total: int | None = 0
         for uri in uris:
@@ -89,24 +125,26 @@ class FileSource:
         """The files that are known before the first is read."""
         return [item for item in self._items if isinstance(item, str)]
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[Frame | None]:
         for item in self._items:
             if item is None:
                 for path in self._listed():
-                    yield self._read(path)
+                    yield Frame(path) if path is not None else None
             elif isinstance(item, errors.EdgeappError):
                 yield Frame(item.what.removeprefix("cannot read "), error=item)
             else:
-                yield self._read(item)
+                yield Frame(item)
 
-    def _listed(self) -> Iterator[str]:
-        """Paths from the stream, as they come; a signal ends the waiting."""
+    def _listed(self) -> Iterator[str | None]:
+        """Paths from the stream, as they come, None where it is silent; a signal ends the waiting."""
         stream = self._stream
         if stream is None:
             raise errors.UsageError("--input - wants a list of paths on standard input", "standard input is closed")
         rest = b""
         while True:
-            self._stop.wait_readable(stream)
+            if not self._stop.wait_readable(stream, self._patience_s):
+                yield None
+                self._stop.wait_readable(stream)
             chunk = os.read(stream.fileno(), 1 << 16)
             lines = (rest + chunk).split(b"\n")
             rest = lines.pop()
@@ -125,22 +163,37 @@ class FileSource:
             if not chunk:
                 return
 
-    def _read(self, path: str) -> Frame:
+    @staticmethod
+    def is_tensors(frame: Frame) -> bool:
+        """Whether tensors will be read, and no picture."""
+        return frame.path.lower().endswith(TENSOR_SUFFIXES)
+
+    def read(self, frame: Frame) -> None:
+        """Read and decode a frame; what is wrong with the input becomes its error. Any thread may call it."""
+        if frame.error is not None:
+            return
         started = time.perf_counter()
-        frame = Frame(path)
         try:
-            if path.lower().endswith(TENSOR_SUFFIXES):
-                frame.tensors = read_tensors(path)
+            if self.is_tensors(frame):
+                frame.tensors = read_tensors(frame.path)
             else:
-                frame.image = read_picture(path, self._max_pixels)
+                frame.image, frame.picture_wh = read_picture(frame.path, self._max_pixels, fit=self.fit)
         except errors.EdgeappError as error:
+            _forget_locals(error)
             frame.error = error
-        except MemoryError:
+        except MemoryError as error:
+            _forget_locals(error)
             frame.error = errors.SystemRefusedError(
-                f"cannot read {paths.printable(path)}", "there is not enough memory"
+                f"cannot read {paths.printable(frame.path)}", "there is not enough memory"
             )
         frame.decode_ms = (time.perf_counter() - started) * 1e3
-        return frame
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Let go of the half-decoded pictures in an error's stack frames, which it would keep until it is collected."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def expand(uri: str, *, recursive: bool) -> list[str | errors.EdgeappError]:
@@ -217,13 +270,18 @@ _KINDS = (
 )
 
 
-def read_picture(path: str, max_pixels: int) -> Image.Image:
+def read_picture(path: str, max_pixels: int, *, fit: Fit | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """Decode a JPEG, PNG, BMP or WebP file.
 
+    Args:
+        fit: a JPEG may be decoded at half, a quarter or an eighth of its size, not below this.
+
     Returns:
-        8-bit RGB picture, EXIF orientation applied. Greyscale and palettes are spread to RGB,
-        CMYK is converted, 16 bits are cut to their upper 8, alpha is dropped (the habit of
-        torchvision and OpenCV, so what models are trained with).
+        picture: 8-bit RGB, EXIF orientation applied. Greyscale and palettes are spread to RGB,
+            CMYK is converted, 16 bits are cut to their upper 8, alpha is dropped (the habit of
+            torchvision and OpenCV, so what models are trained with).
+        picture_wh: its size in the file, orientation applied. Decoded at 1/n, the picture has this
+            size / n, rounded up: its last column and row may be parts of a pixel.
 
     Raises:
         EdgeappError: it cannot be opened, is no such picture, is damaged or larger than
@@ -231,8 +289,7 @@ def read_picture(path: str, max_pixels: int) -> Image.Image:
     """
     what = f"cannot read {paths.printable(path)}"
     fix = "give a JPEG, PNG, BMP or WebP picture"
-    with open_regular(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd EXIF blocks: the pixels are what matters
+    with open_regular(path) as file:
         try:
             image = Image.open(file, formats=PICTURE_FORMATS)
             width, height = image.size
@@ -242,8 +299,16 @@ def read_picture(path: str, max_pixels: int) -> Image.Image:
                     f"the limit is {max_pixels} pixels",
                     "raise it with --max-pixels if there is enough memory",
                 )
+            if isinstance(image, JpegImagePlugin.JpegImageFile):
+                if fit is not None:
+                    _reduce(image, fit)
+                # By default Pillow asks for the interpreter lock every 64 KiB, and a thread that waits
+                # for a busy one gets it 5 ms later.
+                image.decodermaxblock = min(os.fstat(file.fileno()).st_size + 1, MOST_BYTES_AT_ONCE)
             image.load()
-            return to_rgb(image)
+            orientation = _orientation(image)
+            picture_wh = (height, width) if orientation in SIDES_SWAPPED else (width, height)
+            return to_rgb(image, orientation), picture_wh
         except UnidentifiedImageError as error:
             empty = os.fstat(file.fileno()).st_size == 0
             why = "the file is empty" if empty else "it is no picture of a known format"
@@ -265,9 +330,33 @@ def read_picture(path: str, max_pixels: int) -> Image.Image:
             raise errors.DataError(what, f"it is damaged: {error}", "copy it again, or leave it out") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode that the allowed decoders give, with the EXIF orientation applied."""
-    image = ImageOps.exif_transpose(image)
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in TRANSPOSE else 1
+
+
+def _reduce(image: JpegImagePlugin.JpegImageFile, fit: Fit) -> None:
+    """Have a JPEG decoded smaller, as far as `fit` allows."""
+    orientation = _orientation(image)
+    swap = orientation in SIDES_SWAPPED
+    width, height = image.size
+    least = fit((height, width) if swap else (width, height))
+    least_width, least_height = least[::-1] if swap else least
+    for n in REDUCTIONS:
+        if width < n * least_width or height < n * least_height:
+            continue
+        # A part of a pixel at the right or the bottom must not come to lie at the left or the top.
+        if (orientation in RIGHT_COMES_FIRST and width % n) or (orientation in BOTTOM_COMES_FIRST and height % n):
+            continue
+        image.draft(None, (width // n, height // n))  # type: ignore[no-untyped-call, unused-ignore]
+        return
+
+
+def to_rgb(image: Image.Image, orientation: int = 1) -> Image.Image:
+    """8-bit RGB of any mode that the allowed decoders give, with an EXIF orientation applied."""
+    if orientation in TRANSPOSE:
+        image = image.transpose(TRANSPOSE[orientation])
     if image.mode.startswith("I") or image.mode == "F":
         # 16-bit PNG: Pillow's own conversion to 8 bits clips instead of scaling.
         pixels = np.asarray(image)

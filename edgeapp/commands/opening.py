@@ -1,0 +1,251 @@
+"""From settings to a model that is ready to run: what `run` and `bench` begin with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgeapp import errors, memory, paths, plan, trust
+from edgeapp.bootstrap import Trace, bring_up
+from edgeapp.log import Talk
+from edgeapp.settings import Settings
+from edgeapp.stopping import Stop
+
+if TYPE_CHECKING:
+    from edgeapp.model import Card
+    from edgeapp.pipeline import Engine, Postprocess, Runner
+    from edgeapp.preprocess import Preprocessor
+    from edgeapp.records import TensorSpec
+
+BATCHES_BEYOND_DECODING = 6
+"""Batches that are not being decoded: three on the GPU, the others read, waiting or written."""
+
+MOST_HOST_BYTES = 1 << 30
+"""Of network inputs that wait in memory."""
+
+FEWEST_BATCHES_FOR_GRAPHS = 16
+"""Recording graphs takes some 10 ms: as long as a few launches without."""
+
+
+@dataclass
+class Model:
+    """An engine and all that its pictures need.
+
+    Attributes:
+        preprocess: None when the engine takes no pictures.
+        batch: pictures per inference.
+        least: places that an inference has at least.
+    """
+
+    engine: Engine
+    card: Card
+    preprocess: Preprocessor | None
+    postprocess: Postprocess
+    batch: int
+    least: int
+
+
+def open_model(
+    model_file: plan.ModelFile,
+    settings: Settings,
+    trace: Trace,
+    talk: Talk,
+    stop: Stop,
+    stack: ExitStack,
+    *,
+    total: int | None,
+) -> Model:
+    """Bring up a model; the stack takes it down.
+
+    Args:
+        total: how many inputs there will be, None if nobody knows.
+
+    Raises:
+        EdgeappError: it cannot be run.
+    """
+    from edgeapp.postprocess import make_postprocess
+    from edgeapp.preprocess import Preprocessor
+
+    memory.keep_freed()
+    given = given_card(settings)
+    engine, metadata = stack.enter_context(open_engine(model_file, given, settings, trace, talk, stop))
+    if not engine.inputs:
+        raise errors.DataError(
+            f"cannot run {paths.printable(model_file.path)}: it has no input",
+            "its outputs are constants",
+            "export the model again, with its inputs",
+        )
+    card = _card(given, metadata, engine, talk)
+    postprocess, guesses = make_postprocess(card, engine.outputs)
+    if guesses:
+        talk.note(f"edgeapp: guessed {', '.join(guesses)}")
+    preprocess = Preprocessor(card, engine.inputs[0].dtype) if card.size_wh != (0, 0) else None
+    batch, least = _batch(settings.batch, engine.inputs, total)
+    return Model(engine, card, preprocess, postprocess, batch, least)
+
+
+def chosen(settings: Settings, talk: Talk) -> Settings:
+    """The settings with one plan in place of a folder of plans."""
+    from edgeapp.gpu import selection
+    from edgeapp.gpu.driver import Driver
+
+    def capability() -> tuple[int, int]:
+        driver = Driver()
+        driver.initialise()
+        return driver.compute_capability(settings.device)
+
+    assert settings.engine is not None
+    found, reason = selection.pick(
+        settings.engine, settings.tensorrt_library, capability, host_code=settings.allow_host_code
+    )
+    talk.note(f"edgeapp: {reason}")
+    return replace(settings, engine=found.path)
+
+
+@contextmanager
+def open_engine(
+    model_file: plan.ModelFile, given: dict[str, Any], settings: Settings, trace: Trace, talk: Talk, stop: Stop
+) -> Iterator[tuple[Engine, dict[str, Any]]]:
+    """An engine for a plan (GPU) or an ONNX model (CPU), and the metadata inside the file.
+
+    The one way to an engine, so that no command can leave out the check.
+
+    Args:
+        model_file: the file at first sight; when it is checked, it is looked at anew.
+        given: the model card's keys, for `trust_key` and `sha256`.
+    """
+    with trace.step("verify the engine file"):
+        model_file = _verified(model_file, given, settings, talk, stop)
+    if model_file.kind == plan.PLAN:
+        from edgeapp.gpu import runtimes
+
+        # Refuse what no runtime here can run, before the driver is asked.
+        runtimes.choose(model_file, settings.tensorrt_library, host_code=settings.allow_host_code)
+        with bring_up(
+            model_file,
+            device=settings.device,
+            library=settings.tensorrt_library,
+            detail=talk.detail,
+            trace=trace,
+            check_stop=stop.check,
+            plugins=settings.plugin,
+            host_code=settings.allow_host_code,
+        ) as engine:
+            yield engine, model_file.metadata
+        return
+    with trace.step("load the ONNX model"):
+        from edgeapp.cpu.engine import CpuEngine
+
+        cpu = CpuEngine(model_file.path, model_file.checked.take() if model_file.checked else None)
+    try:
+        yield cpu, dict(cpu.metadata)
+    finally:
+        cpu.close()
+
+
+def _verified(
+    model_file: plan.ModelFile, given: dict[str, Any], settings: Settings, talk: Talk, stop: Stop
+) -> plan.ModelFile:
+    """The file as trust.check() read it, or as it was when there was nothing to check; says what code may run."""
+    if model_file.kind != plan.PLAN and (settings.plugin or settings.allow_host_code):
+        flag = "--plugin" if settings.plugin else "--allow-host-code"
+        raise errors.UsageError(f"{flag} goes with a plan, not with an ONNX model", "", f"leave {flag} out")
+    wanted = trust.demands(
+        keys=settings.trust_key, required=settings.require_signature, sha256=settings.engine_sha256, card=given
+    )
+    data = trust.check(model_file.path, wanted, talk.note, stop.check)
+    for file in settings.plugin:
+        talk.always(f"edgeapp: plugin {paths.printable(file)} may run its code, SHA-256 {trust.plugin_sha256(file)}")
+    if settings.allow_host_code:
+        talk.always(f"edgeapp: {paths.printable(model_file.path)} may run native code that it carries")
+    # What was read of the file before does not count any more: it may be another one since.
+    return model_file if data is None else plan.identify(model_file.path, data)
+
+
+def given_card(settings: Settings) -> dict[str, Any]:
+    """Card keys from the card file, overridden by flags."""
+    from edgeapp.labels import read_labels
+    from edgeapp.model import find_card, read_card
+
+    assert settings.engine is not None
+    path = settings.model_card or find_card(settings.engine)
+    values = read_card(path) if path else {}
+    flags = dict(settings.card)
+    if "labels" in flags:
+        flags["labels"] = read_labels(flags["labels"])
+    return {**values, **flags}
+
+
+def _card(given: dict[str, Any], metadata: dict[str, Any], engine: Engine, talk: Talk) -> Card:
+    """The complete card; says once what had to be guessed."""
+    from edgeapp.model import complete, from_ultralytics
+
+    known = {**from_ultralytics(metadata), **given}
+    card, guesses = complete(known, engine.inputs, engine.outputs)
+    if guesses and card.task != "raw":
+        reason = "the model card leaves open" if known else "no model card"
+        talk.note(f"edgeapp: {reason}, guessed {', '.join(guesses)}")
+    return card
+
+
+def _batch(wanted: int | str | None, inputs: Sequence[TensorSpec], total: int | None) -> tuple[int, int]:
+    """(pictures per inference, places that an inference has at least)."""
+    first = inputs[0].shape[0] if inputs and inputs[0].shape else 1
+    if first > 0:
+        if isinstance(wanted, int) and wanted > first:
+            raise errors.UsageError(
+                f"--batch {wanted} does not fit: the engine was built for batches of {first}",
+                "",
+                f"use --batch {first}",
+            )
+        return wanted if isinstance(wanted, int) else first, first
+    least = min((low[0] for low, _, _ in inputs[0].profiles), default=1)
+    if wanted == "auto":
+        tuned = max((best[0] for _, best, _ in inputs[0].profiles), default=1)
+        wanted = max(least, min(tuned, total or tuned))
+    return (wanted if isinstance(wanted, int) else max(1, least)), least
+
+
+def default_decoders() -> int:
+    """Threads that decode: one for each core that this process may use, but one."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def make_runner(
+    model: Model, preprocess: Preprocessor, settings: Settings, stack: ExitStack, *, decoders: int, total: int | None
+) -> Runner:
+    """What runs batches of pictures on the engine; the stack closes it.
+
+    Args:
+        decoders: threads that fill batches.
+        total: how many inputs there will be, None if nobody knows.
+    """
+    from edgeapp.pipeline import Direct
+    from edgeapp.records import nbytes
+
+    engine: Any = model.engine
+    batch, least = model.batch, model.least
+    batches = -(-total // batch) if total is not None else None
+    hosts = settings.slots or -(-decoders // batch) + BATCHES_BEYOND_DECODING
+    most = MOST_HOST_BYTES // (batch * nbytes(preprocess.shape, preprocess.dtype))
+    hosts = max(1, min(hosts, most, batches or hosts))
+    if getattr(engine, "pictures_only", False):  # a GpuEngine
+        from edgeapp.gpu.ring import Ring
+
+        with suppress(errors.DataError):  # outputs of a size that only the run tells
+            ring = Ring(
+                engine,
+                preprocess.fill,
+                batch=batch,
+                least=least,
+                input_shape=preprocess.shape,
+                hosts=hosts,
+                spin=settings.sync == "spin",
+                graphs=batches is None or batches >= FEWEST_BATCHES_FOR_GRAPHS,
+            )
+            stack.callback(ring.close)
+            return ring
+    return Direct(engine, preprocess.fill, preprocess.shape, preprocess.dtype, batch=batch, least=least, hosts=hosts)
