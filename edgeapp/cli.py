@@ -7,6 +7,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
@@ -59,6 +60,15 @@ def _runtimes(as_json: bool, options: settings.Settings, _: Stop, __: Talk) -> i
     return runtimes(as_json, options.tensorrt_library)
 
 
+def _bench(given: argparse.Namespace, options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.bench import bench
+    from edgeapp.commands.bench_wanted import wanted_of
+
+    if given.spin:
+        options = replace(options, sync="spin")
+    return bench(wanted_of(given), options, stop, talk)
+
+
 def _doctor(as_json: bool, options: settings.Settings, stop: Stop, talk: Talk) -> int:
     from edgeapp.commands.doctor import doctor
 
@@ -73,6 +83,7 @@ def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
 
 COMMANDS = {
     "run": "run a model on pictures or tensors (the default)",
+    "bench": "measure how fast a model runs here, how fast it could, and what stands between",
     "demo": "find parts in the pictures that come with the program",
     "inspect": "tell what a model file is and whether it runs here, from its bytes; needs no GPU",
     "runtimes": "list the TensorRT libraries inside and on this machine, and which plans each runs",
@@ -171,6 +182,11 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
             parser,
             ("engine", "input", "device", "output", "save", "quiet", "debug", "startup_trace"),
         )
+    elif name == "bench":
+        from edgeapp.commands.bench_wanted import add_arguments
+
+        add_arguments(parser)
+        settings.add_options(parser, [o.name for o in settings.OPTIONS if o.group != settings.OUT])
     elif name == "inspect":
         parser.add_argument("files", nargs="*", metavar="FILE", help="plans, ONNX models or anything else")
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -211,6 +227,8 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         if given.files and given.engine:
             raise errors.UsageError("files and --engine go not together", "", "name --engine FILE alone")
         command = partial(_inspect, given.files, given.json)
+    elif name == "bench":
+        command = partial(_bench, given)
     elif name == "runtimes":
         command = partial(_runtimes, given.json)
     elif name == "sign":

@@ -59,12 +59,8 @@ class Nvml:
 
     def state(self, bus_id: str) -> State:
         """That of the GPU with this PCI address, "00000000:01:00.0"; CUDA and NVML number GPUs differently."""
-        device = ctypes.c_void_p()
-        try:
-            code = self._library.nvmlDeviceGetHandleByPciBusId_v2(bus_id.encode(), ctypes.byref(device))
-        except AttributeError:
-            return State()
-        if code != 0:
+        device = self._device(bus_id)
+        if device is None:
             return State()
         memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
         known = self._ask("nvmlDeviceGetMemoryInfo", device, memory=memory)
@@ -80,6 +76,22 @@ class Nvml:
             None if persistence is None else persistence == 1,
             tuple(word for bit, word in SLOWDOWNS.items() if reasons[0] & bit),
         )
+
+    def joules(self, bus_id: str) -> float | None:
+        """The energy that the GPU took since the driver was loaded; None where it is not counted (before Volta)."""
+        millijoules = ctypes.c_ulonglong()
+        device = self._device(bus_id)
+        if device is None or not self._ask("nvmlDeviceGetTotalEnergyConsumption", device, memory=millijoules):
+            return None
+        return millijoules.value / 1e3
+
+    def _device(self, bus_id: str) -> ctypes.c_void_p | None:
+        device = ctypes.c_void_p()
+        try:
+            code = self._library.nvmlDeviceGetHandleByPciBusId_v2(bus_id.encode(), ctypes.byref(device))
+        except AttributeError:
+            return None
+        return device if code == 0 else None
 
     def _ask(self, function: str, device: ctypes.c_void_p, *arguments: int, memory: Any) -> bool:
         """Whether the function exists and filled `memory`; NVML answers 3 for what a GPU does not support."""

@@ -1,0 +1,98 @@
+"""`edgeapp bench`: how fast a model runs here, how fast it could, and what stands between."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edgeapp import errors, paths, plan
+from edgeapp.bootstrap import Trace
+from edgeapp.commands.bench_report import advice, report
+from edgeapp.commands.bench_wanted import Wanted
+from edgeapp.commands.opening import Model, chosen, default_decoders, make_runner, open_model
+from edgeapp.log import Talk, tell
+from edgeapp.settings import Settings
+from edgeapp.stopping import Stop
+
+if TYPE_CHECKING:
+    from edgeapp.gpu.meter import Steps
+
+SCHEMA = 1
+
+
+def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
+    """Measure and print; returns the exit code.
+
+    Raises:
+        EdgeappError: the model cannot be run, or no input be read.
+    """
+    if settings.engine is None:
+        raise errors.UsageError("no --engine given", "", "edgeapp bench --engine model.plan")
+    for mode in ("frames", "files", "tutorial"):
+        if mode in wanted.modes and not settings.input:
+            raise errors.UsageError(f"--mode {mode} needs pictures", "", "name a folder with --input")
+    if os.path.isdir(settings.engine):
+        settings = chosen(settings, talk)
+    if wanted.shapes and settings.batch is None:
+        settings = replace(settings, batch=wanted.shapes[0][1][0])
+    assert settings.engine is not None
+    trace = Trace()
+    with trace.step("import NumPy and Pillow"):
+        from edgeapp.commands.bench_modes import Modes
+        from edgeapp.sources import FileSource
+
+    source = FileSource(settings.input, recursive=settings.recursive, max_pixels=settings.max_pixels, stop=stop)
+    with ExitStack() as stack:
+        model = open_model(plan.identify(settings.engine), settings, trace, talk, stop, stack, total=None)
+        _check_shapes(model, wanted)
+        decoders = settings.decode_threads or default_decoders()
+        runner = None
+        if model.preprocess is not None:
+            if not settings.exact_decode:
+                source.fit = model.preprocess.wanted_wh
+            with trace.step("buffers and graphs"):
+                runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=None)
+        if settings.startup_trace:
+            talk.always(str(trace))
+        modes = Modes(model, runner, source, wanted, stop, stack, device=settings.device, decoders=decoders)
+        found = modes.measure(talk)
+    found = {"schema": SCHEMA, "engine": paths.text(settings.engine), **found}
+    found["start_ms"] = {name: round(ms, 3) for name, ms in trace.steps}
+    found["advice"] = advice(found)
+    if wanted.export_times:
+        _export(wanted.export_times, modes.steps)
+    if wanted.plot:
+        from edgeapp.commands.bench_plot import draw
+
+        draw(wanted.plot, found, modes.steps)
+    tell([json.dumps(found) + "\n"] if wanted.as_json else report(found))
+    return 0
+
+
+def _check_shapes(model: Model, wanted: Wanted) -> None:
+    for name, shape in wanted.shapes:
+        spec = next((spec for spec in model.engine.inputs if spec.name == name), None)
+        fits = spec is not None and len(shape) == len(spec.shape)
+        if spec is None or not fits or any(b not in (-1, a) for a, b in zip(shape, spec.shape, strict=True)):
+            raise errors.UsageError(
+                f"--shapes {name}:{'x'.join(map(str, shape))} does not fit",
+                f"the engine's inputs are {'; '.join(map(str, model.engine.inputs))}",
+                "name an input and its dimensions",
+            )
+
+
+def _export(path: str, steps: Steps | None) -> None:
+    from edgeapp.sinks.writing import whole_file
+
+    rows = []
+    if steps is not None:
+        for i, total in enumerate(steps.total):
+            rows.append(
+                {"startMs": steps.started[i], "latencyMs": total, "enqueueMs": steps.enqueue[i],
+                 "h2dMs": steps.h2d[i], "computeMs": steps.compute[i], "d2hMs": steps.d2h[i]}
+            )  # fmt: skip
+    with whole_file(path) as file:
+        file.write(json.dumps(rows, indent=1).encode() + b"\n")
