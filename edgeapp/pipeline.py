@@ -19,7 +19,7 @@ from PIL import Image
 
 from edgeapp import errors
 from edgeapp.records import Frame, Letterbox, Result, Tensors, TensorSpec
-from edgeapp.stopping import Stop
+from edgeapp.stopping import HANDLER_S, Stop
 
 
 class Engine(Protocol):
@@ -273,15 +273,17 @@ class Pipeline:
         self._posting = ThreadPoolExecutor(max(1, self._decoders // 4), "postprocess")
         threads = [
             threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True)
-            for name, step in (("source", lambda: self._read(source)), ("engine", self._infer))
+            for name, step in (
+                ("source", lambda: self._read(source)),
+                ("engine", self._infer),
+                ("signals", self._watch),
+            )
         ]
-        self._stop.notify(lambda: self._events.put(None))
         try:
             for thread in threads:
                 thread.start()
             self._write_all()
         finally:
-            self._stop.notify(None)
             self._end(threads)
             self.summary.wall_s = time.perf_counter() - started
         return self.summary
@@ -302,6 +304,14 @@ class Pipeline:
             step(*arguments)
         except BaseException as error:
             self._events.put(error)
+
+    def _watch(self) -> None:
+        """Wake the caller's thread when a signal comes, until it has seen it."""
+        self._stop.wait()
+        while not self._stop.asked():
+            self._events.put(None)
+            time.sleep(HANDLER_S)
+        self._events.put(None)
 
     # --- reading: one thread lists, some decode ----------------------------------------------------------------------
 

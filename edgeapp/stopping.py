@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import IO, NoReturn
@@ -15,6 +15,9 @@ from edgeapp import launched
 from edgeapp.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANDLER_S = 0.005
+"""How long to wait before looking again whether the main thread has run the handler."""
+
 SAME_SIGNAL_S = 1.0
 """Repeats within this time are one request: timeout(1) signals its child and then the whole group."""
 
@@ -29,7 +32,6 @@ class Stop:
         self.signal_number: int | None = None
         self._first_s = 0.0
         self._woken = False
-        self._on_stop: Callable[[], None] | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
 
@@ -44,16 +46,8 @@ class Stop:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.signal_number is None:
             self.signal_number, self._first_s = number, time.monotonic()
-            if self._on_stop is not None:
-                self._on_stop()
         elif time.monotonic() - self._first_s > SAME_SIGNAL_S:
             self.die()
-
-    def notify(self, call: Callable[[], None] | None) -> None:
-        """Have a call made when a signal comes: between any two steps of the main thread, so it may only put a flag."""
-        self._on_stop = call
-        if call is not None and self.signal_number is not None:
-            call()
 
     @contextmanager
     def waking(self) -> Iterator[None]:
@@ -66,9 +60,13 @@ class Stop:
             self._woken = False
             os.read(self._wake_read, 1 << 16)
 
+    def asked(self) -> bool:
+        """Whether a signal came, or `waking` says so."""
+        return self.signal_number is not None or self._woken
+
     def check(self) -> None:
         """Raise Stopped when a signal came."""
-        if self.signal_number is not None or self._woken:
+        if self.asked():
             raise Stopped
 
     def wait_readable(self, stream: IO[bytes] | int, timeout_s: float | None = None) -> bool:
@@ -81,10 +79,22 @@ class Stop:
         Returns:
             whether there is data or an end.
         """
-        self.check()
-        ready, _, _ = select.select([stream, self._wake_read], [], [], timeout_s)
-        self.check()
-        return stream in ready
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self.check()
+            left = None if until is None else max(0.0, until - time.monotonic())
+            ready, _, _ = select.select([stream, self._wake_read], [], [], left)
+            if self._wake_read not in ready:
+                return stream in ready
+            # A signal came, maybe to another thread: the main thread is about to set the flag.
+            time.sleep(HANDLER_S)
+
+    def wait(self) -> None:
+        """Block until a signal comes; for a thread beside the main one, whose own waiting a signal need not end.
+
+        The kernel gives a signal to any thread, and Python's handler runs when the main thread wakes up.
+        """
+        select.select([self._wake_read], [], [])
 
     def die(self) -> NoReturn:
         """End the process by the signal that came, so that the parent sees the true cause."""

@@ -31,6 +31,7 @@ from test_bootstrap import has_driver
 
 from edgeapp import errors, minisign, paths, plan, settings, trust
 from edgeapp.bootstrap import Trace
+from edgeapp.commands import opening
 from edgeapp.commands import run as run_command
 from edgeapp.gpu import engine as gpu_engine
 from edgeapp.log import Talk
@@ -270,7 +271,7 @@ class EngineStandIn:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[plan.ModelFile] = []
-        monkeypatch.setattr(run_command, "bring_up", self.bring_up)
+        monkeypatch.setattr(opening, "bring_up", self.bring_up)
 
     def bring_up(self, model_file: plan.ModelFile, **_: Any) -> Any:
         self.files.append(model_file)
@@ -358,7 +359,7 @@ def test_check_is_a_step_of_the_start_before_the_engine(program: Program, signed
 def verified(path: Path) -> plan.ModelFile:
     """The file after the check, as `run` has it."""
     model_file = plan.identify(str(path))
-    return run_command._verified(model_file, {}, options(path), Talk(quiet=True), Stop())
+    return opening._verified(model_file, {}, options(path), Talk(quiet=True), Stop())
 
 
 def test_model_that_is_changed_after_the_check_does_not_run(
@@ -374,7 +375,7 @@ def test_model_that_is_changed_after_the_check_does_not_run(
 
     monkeypatch.setattr(trust, "check", check_and_exchange)
     found = plan.identify(str(signed))
-    with run_command.open_engine(found, {}, options(signed), Trace(), Talk(quiet=True), Stop()) as (engine, _):
+    with opening.open_engine(found, {}, options(signed), Trace(), Talk(quiet=True), Stop()) as (engine, _):
         assert [spec.name for spec in engine.outputs] == ["logits"]
     assert plan.identify(str(signed)).checked is None, "without a check the file itself is read"
 
@@ -418,7 +419,7 @@ def test_what_a_file_is_is_told_from_the_checked_bytes(
     model_file = plan.identify(str(signed_plan))
     shutil.copy(PLANS / "conv.plan", signed_plan)
     write_signature(signed_plan, maker / "maker.key")
-    checked = run_command._verified(model_file, {}, options(signed_plan), Talk(quiet=True), Stop())
+    checked = opening._verified(model_file, {}, options(signed_plan), Talk(quiet=True), Stop())
     assert (model_file.offset > 0, checked.offset, checked.metadata) == (True, 0, {})
 
 
