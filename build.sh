@@ -19,6 +19,10 @@ CUDA_HEADERS_13="nvidia-cuda-runtime==13.0.96 nvidia-cuda-profiler-api==13.0.85"
 ZSTANDARD=0.25.0
 ZSTANDARD_SHA256=7713e1179d162cf5c7906da876ec2ccb9c3a9dcbdffef0cc7f70c3667a205f0b
 
+# NVIDIA's compiler as a library, 200 MB: it makes edgeapp/gpu/kernels/edgeapp.zip, which is committed, and is needed by
+# nothing else. hooks/kernels.py says what each version is for.
+NVRTC="nvidia-cuda-nvrtc-cu12==12.2.140 nvidia-cuda-nvrtc-cu12==12.8.93 nvidia-cuda-nvrtc==13.0.88"
+
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/edgeapp-build
 MACHINE=$(uname -m)
 CUDA=12
@@ -423,6 +427,19 @@ freeze() {
   say "dist/$name: $(stat --format=%s "dist/$name") bytes"
 }
 
+# The CUDA kernels, compiled for every GPU: after a change of edgeapp/gpu/kernels/edgeapp.cu.
+kernels() {
+  setup
+  local package folder folders=()
+  for package in $NVRTC; do
+    folder=$CACHE/${package/==/-}-$MACHINE
+    [[ -f $folder/complete ]] || pip_install "$VENV" --upgrade --target "$folder" "$package"
+    touch "$folder/complete"
+    folders+=("$folder")
+  done
+  run "$VENV/bin/python" hooks/kernels.py "${folders[@]}"
+}
+
 # --- checks ------------------------------------------------------------------------------------------
 
 # The frozen file alone, with nothing of this machine's Python in reach.
@@ -536,6 +553,7 @@ usage: ./build.sh [VERB]
            needs debootstrap; 10 minutes the first time. `portable run ...` runs it there, bare
   aarch64  dist/edgeapp-aarch64, made in a Debian 12 under qemu: for JetPack 7; needs debootstrap and
            qemu-user-static; half an hour the first time. `aarch64 run ...` runs it there, bare
+  kernels  edgeapp/gpu/kernels/edgeapp.zip, the compiled edgeapp.cu, which is committed; needs no GPU and no toolkit
   demo     dist/edgeapp demo, frozen first if need be; arguments go to the demo
   smoke    runs dist/edgeapp with nothing but itself in reach
   test     all tests but those that need a GPU; arguments go to pytest
@@ -568,7 +586,7 @@ main() {
   case $verb in
     '') smoke ;;
     test) test_ "$@" ;;
-    setup | freeze | portable | aarch64 | demo | smoke | matrix | lint | campaign | check | clean | help) "$verb" "$@" ;;
+    setup | freeze | portable | aarch64 | kernels | demo | smoke | matrix | lint | campaign | check | clean | help) "$verb" "$@" ;;
     *) usage "no verb $verb" ;;
   esac
 }

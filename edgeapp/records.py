@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,13 @@ Tensors = dict[str, NDArray[Any]]
 
 Shape = tuple[int, ...]
 """A tensor's shape; -1 stands for a dimension that is known only at run time."""
+
+CANDIDATE = np.dtype([("box", np.int32), ("class_id", np.int32), ("score", np.float32), ("xywh", np.float32, 4)])
+"""A box that reached the threshold on the GPU: its number in the head, its best class and the score of that, centre and
+size as the head has them."""
+
+COUNTS, CANDIDATES = "edgeapp.counts", "edgeapp.candidates"
+"""Names beside those of output tensors: how many boxes reached the threshold, (batch,), and CANDIDATE (batch, most)."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,7 @@ class Letterbox:
     picture_wh: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Detection:
+class Detection(NamedTuple):
     """One object: box (x0, y0, x1, y1) in pixels of the picture, origin top left; score 0..1."""
 
     class_id: int
@@ -87,8 +93,7 @@ class Detection:
     box_xyxy: tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class Classification:
+class Classification(NamedTuple):
     """One of the best classes of a picture; score is a probability, 0..1."""
 
     class_id: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,3 +83,18 @@ def bfloat16_bits(array: NDArray[np.float32]) -> NDArray[np.uint16]:
 def bfloat16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The float32 values of bfloat16 bits; exact."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def least_float16(threshold: float) -> np.float16:
+    """The smallest float16 that reaches the threshold, so that rounding lets no score slip."""
+    least: np.float16 = np.float16(threshold)
+    if float(least) < threshold:
+        least = np.nextafter(least, np.float16(np.inf))
+    return least
+
+
+def noise(shape: Sequence[int]) -> NDArray[np.float32]:
+    """Numbers from 0 to 1 that look random, the same every time; they repeat after a million."""
+    # Python's own generator: that of NumPy would be the only thing for which the bundle carries 2 MB.
+    once = np.frombuffer(random.Random(0).randbytes(1 << 20), np.uint8).astype(np.float32) / 255
+    return np.resize(once, tuple(shape))

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from edgeapp import errors
+from edgeapp.fitting import fitting, reduction
 from edgeapp.model import Card
 from edgeapp.postprocess.detect import to_picture
-from edgeapp.preprocess import Preprocessor, geometry, reduction, resize
+from edgeapp.preprocess import Preprocessor, resize
 from edgeapp.records import Letterbox
 
 Noise = Callable[[int, int], Image.Image]
@@ -32,9 +33,9 @@ def make(image: Image.Image, dtype: str = "uint8", **values: Any) -> tuple[np.nd
 def usual(image: Image.Image, dtype: str, **values: Any) -> np.ndarray:
     """The input of one picture as most scripts make it: paste into a canvas, then arithmetic on all of it."""
     wanted, mode = card(**values), "L" if values.get("color_order") == "GRAY" else "RGB"
-    plan, image = geometry(image.size, wanted), image.convert(mode)
+    plan, image = fitting(*image.size, wanted), image.convert(mode)
     canvas = Image.new(mode, wanted.size_wh, (wanted.pad_value,) * len(mode) if mode == "RGB" else wanted.pad_value)
-    canvas.paste(resize(image, plan.inner_wh, antialias=wanted.antialias, box=plan.box), plan.corner_xy)
+    canvas.paste(resize(image, plan.inner_wh, antialias=wanted.antialias, box=plan.box), (plan.left, plan.top))
     pixels = np.asarray(canvas).reshape(*wanted.size_wh[::-1], len(mode))
     if wanted.color_order == "BGR":
         pixels = pixels[:, :, ::-1]

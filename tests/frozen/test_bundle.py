@@ -135,7 +135,7 @@ def test_pycuda_runs_on_the_oldest_driver_that_tensorrt_supports(bundle: Path) -
 
 
 def test_data_of_the_source_tree_travels_whole(bundle: Path) -> None:
-    """Every file of edgeapp/data is in the bundle, unchanged; what is packed there travels unpacked."""
+    """Every file of edgeapp/data and the compiled kernels are in the bundle, unchanged; what is packed is unpacked."""
     source = REPOSITORY / "edgeapp" / "data"
     files = files_of(source)
     assert files
@@ -145,6 +145,8 @@ def test_data_of_the_source_tree_travels_whole(bundle: Path) -> None:
         if file.suffix == ".xz":
             expected, name = lzma.decompress(expected), name.removesuffix(".xz")
         assert (bundle / "edgeapp" / "data" / name).read_bytes() == expected, name
+    kernels = Path("edgeapp", "gpu", "kernels", "edgeapp.zip")
+    assert (bundle / kernels).read_bytes() == (REPOSITORY / kernels).read_bytes()
 
 
 def test_build_facts_name_the_runtime_that_travels(lean_bundle: Path) -> None:
