@@ -10,7 +10,7 @@ from edgeapp import errors
 from edgeapp.model import Card
 from edgeapp.postprocess import detect, make_postprocess
 from edgeapp.postprocess.classify import top_k
-from edgeapp.records import Frame, Letterbox, Result, TensorSpec
+from edgeapp.records import CANDIDATE, CANDIDATES, COUNTS, Frame, Letterbox, Result, TensorSpec
 
 SAME = Letterbox((1.0, 1.0), (0.0, 0.0), (64, 64))
 
@@ -38,7 +38,7 @@ def test_every_head_gives_the_same_boxes(head: str, dtype: type, given: bool) ->
         for key, array in make_models.head_outputs(head).items()
     }
     result = Result(Frame("x"), "detect")
-    postprocess(outputs, 0, SAME, result)
+    postprocess(outputs, [(0, SAME, result)])
     expected = [make_models.BOXES[i] for i in make_models.KEPT]
     assert [d.class_id for d in result.detections] == [b[4] for b in expected]
     assert [d.label for d in result.detections] == ["abc"[b[4]] for b in expected]
@@ -54,8 +54,7 @@ def test_detect_places_of_a_batch_are_kept_apart() -> None:
     one = make_models.head_outputs("yolov8")["output0"]
     batch = np.stack((np.zeros_like(one), one))
     first, second = Result(Frame("x"), "detect"), Result(Frame("y"), "detect")
-    postprocess({"output0": batch}, 0, SAME, first)
-    postprocess({"output0": batch}, 1, SAME, second)
+    postprocess({"output0": batch}, [(0, SAME, first), (1, SAME, second)])
     assert (len(first.detections), len(second.detections)) == (0, 3)
 
 
@@ -122,6 +121,58 @@ def test_nms_drops_boxes_that_are_no_numbers() -> None:
     assert detect.nms(boxes, np.array([0.9, 0.8, 0.7]), np.zeros(3, np.int64), 0.5, 10).tolist() == [2]
 
 
+@pytest.mark.parametrize("pictures", [1, 3, 4, 9])
+@pytest.mark.parametrize("most", [2, 300])
+@pytest.mark.parametrize("crowded", [True, False])
+def test_pictures_of_a_batch_are_suppressed_as_if_alone(pictures: int, most: int, crowded: bool) -> None:
+    """Side by side or one by one, empty ones and crowded ones among them, NMS keeps the same boxes."""
+    rng = np.random.default_rng(pictures)
+    counts = rng.integers(0, 90, pictures) * crowded
+    counts[0] = 0
+    owners = np.repeat(np.arange(pictures), counts)
+    corner = np.round(rng.uniform(-20, 300, (owners.size, 2)))
+    boxes = np.concatenate((corner, corner + np.round(rng.uniform(0, 80, (owners.size, 2)))), 1).astype(np.float32)
+    scores, classes = np.round(rng.uniform(0, 1, owners.size), 1).astype(np.float32), rng.integers(0, 3, owners.size)
+    boxes[rng.uniform(0, 1, owners.size) < 0.05] = np.nan
+    found = detect.best((boxes, scores, classes, owners), pictures, 0.45, most)
+    for picture in range(pictures):
+        own, chosen = owners == picture, found[3] == picture
+        keep = detect.nms(boxes[own], scores[own], classes[own], 0.45, most)
+        assert found[0][chosen].tolist() == boxes[own][keep].tolist()
+        assert found[1][chosen].tolist() == scores[own][keep].tolist()
+        assert found[2][chosen].tolist() == classes[own][keep].tolist()
+
+
+def filtered(array: np.ndarray, threshold: float, most: int) -> dict[str, np.ndarray]:
+    """What the GPU's filter gives for yolov8 heads (batch, 4 + classes, n); tests/test_kernels.py compares them."""
+    counts, candidates = np.zeros(len(array), np.int32), np.zeros((len(array), most), CANDIDATE)
+    for place, one in enumerate(array):
+        chosen = np.flatnonzero(one[4:].max(0) >= threshold)[::-1]  # in another order
+        counts[place] = chosen.size
+        for row, box in enumerate(chosen[:most]):
+            candidates[place, row] = (box, one[4:, box].argmax(), one[4:, box].max(), one[:4, box])
+    return {COUNTS: counts, CANDIDATES: candidates}
+
+
+@pytest.mark.parametrize("most", [64, 2], ids=["room", "overflow"])
+def test_filtered_head_gives_what_the_head_gives(most: int) -> None:
+    """With room for all boxes the head itself is not looked at; without, it is."""
+    one = make_models.head_outputs("yolov8")["output0"]
+    batch = np.stack((one, np.zeros_like(one), one[:, ::-1]))
+    postprocess, _ = make_postprocess(card(head="yolov8"), specs("yolov8"))
+    tensors = filtered(batch, 0.25, most)
+    if (tensors[COUNTS] > most).any():
+        tensors["output0"] = batch
+    else:
+        assert most == 64
+    results: list[list[Result]] = []
+    for outputs in ({"output0": batch}, tensors):
+        results.append([Result(Frame("x"), "detect") for _ in batch])
+        postprocess(outputs, [(place, SAME, result) for place, result in enumerate(results[-1])])
+    assert [r.detections for r in results[0]] == [r.detections for r in results[1]]
+    assert [len(r.detections) for r in results[0]] == [3, 0, 3]
+
+
 def test_float16_threshold_is_exact() -> None:
     """The integer comparison of float16 scores finds the same boxes as a float comparison."""
     values = np.arange(0, 0x3C01, dtype=np.int16).view(np.float16)  # every float16 from 0 to 1
@@ -134,7 +185,8 @@ def test_float16_threshold_is_exact() -> None:
 
 def test_boxes_end_at_the_picture() -> None:
     """No box leaves the picture."""
-    box = detect.to_picture(np.array([[-5, -5, 500, 500]], np.float32), Letterbox((2, 2), (10, 0), (100, 50)))
+    corners = np.array([[-5, -5, 500, 500]], np.float32)
+    box = detect.to_picture(corners, np.zeros(1, np.int64), [Letterbox((2, 2), (10, 0), (100, 50))])
     assert box.tolist() == [[0, 0, 100, 50]]
 
 
@@ -144,7 +196,7 @@ def test_top_k_equals_full_sort(classes: int) -> None:
     logits = np.random.default_rng(classes).normal(0, 3, classes).astype(np.float32)
     e = np.exp(logits.astype(np.float64) - logits.max())
     expected = e / e.sum()
-    found = top_k(logits, 5)
+    (found,) = top_k(logits[None], 5)
     order = np.argsort(-expected)[:5].tolist()
     assert [i for i, _ in found] == order
     assert [p for _, p in found] == pytest.approx(expected[order].tolist(), rel=1e-5)
@@ -153,5 +205,5 @@ def test_top_k_equals_full_sort(classes: int) -> None:
 def test_top_k_leaves_probabilities_alone() -> None:
     """Scores that sum to one are probabilities already; the card can say otherwise."""
     p = np.array([0.1, 0.7, 0.2], np.float32)
-    assert top_k(p, 1) == [(1, pytest.approx(0.7))]
-    assert top_k(p, 1, "softmax")[0][1] == pytest.approx(np.exp(0.7) / np.exp(p).sum(), rel=1e-5)
+    assert top_k(p[None], 1) == [[(1, pytest.approx(0.7))]]
+    assert top_k(p[None], 1, "softmax")[0][0][1] == pytest.approx(np.exp(0.7) / np.exp(p).sum(), rel=1e-5)

@@ -9,8 +9,8 @@ from edgeapp.postprocess.classify import make_classify
 from edgeapp.postprocess.detect import make_detect
 from edgeapp.records import Letterbox, Result, Tensors, TensorSpec
 
-Postprocess = Callable[[Tensors, int, Letterbox, Result], None]
-"""(outputs of a batch, place in the batch, letterbox, result to fill in)."""
+Postprocess = Callable[[Tensors, Sequence[tuple[int, Letterbox, Result]]], None]
+"""(outputs of a batch, place in the batch, letterbox and result to fill in of its pictures)."""
 
 
 def make_postprocess(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Postprocess, list[str]]:
@@ -30,6 +30,7 @@ def make_postprocess(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Postpro
     return raw, []
 
 
-def raw(outputs: Tensors, place: int, _letterbox: Letterbox, result: Result) -> None:
-    """Give every output tensor as it is, cut to one frame (the batch axis stays, length 1)."""
-    result.tensors = {name: array[place : place + 1] for name, array in outputs.items()}
+def raw(outputs: Tensors, shown: Sequence[tuple[int, Letterbox, Result]]) -> None:
+    """Give a copy of every output tensor as it is, cut to one frame (the batch axis stays, length 1)."""
+    for place, _, result in shown:
+        result.tensors = {name: array[place : place + 1].copy() for name, array in outputs.items()}

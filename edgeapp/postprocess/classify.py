@@ -24,34 +24,42 @@ def make_classify(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[
         )
     name = outputs[0].name
 
-    def classify(tensors: Tensors, place: int, _letterbox: Letterbox, result: Result) -> None:
-        scores = tensors[name][place].reshape(-1).astype(np.float32)
-        for class_id, score in top_k(scores, card.top_k, card.activation):
-            if score >= card.score_threshold or not result.classes:
-                result.classes.append(Classification(class_id, label(card.labels, class_id), score))
+    def classify(tensors: Tensors, shown: Sequence[tuple[int, Letterbox, Result]]) -> None:
+        array = tensors[name]
+        scores = array.reshape(len(array), -1)[[place for place, _, _ in shown]].astype(np.float32)
+        for (_, _, result), chosen in zip(shown, top_k(scores, card.top_k, card.activation), strict=True):
+            for class_id, score in chosen:
+                if score >= card.score_threshold or not result.classes:
+                    result.classes.append(Classification(class_id, label(card.labels, class_id), score))
 
     return classify, []
 
 
-def top_k(scores: NDArray[np.float32], k: int, activation: str = "") -> list[tuple[int, float]]:
-    """The k best classes, best first.
+def top_k(scores: NDArray[np.float32], k: int, activation: str = "") -> list[list[tuple[int, float]]]:
+    """The k best classes of each picture, best first.
 
     Args:
-        scores: (classes,) logits or probabilities.
-        activation: softmax, none, or "" to apply softmax unless the scores are probabilities
-            already (0..1, sum 1).
+        scores: (pictures, classes) logits or probabilities.
+        activation: softmax, none, or "" to apply softmax unless the scores of a picture are
+            probabilities already (0..1, sum 1).
 
     Returns:
         (class id, probability) pairs.
     """
-    if activation == "":
-        is_probability = bool(scores.size and scores.min() >= 0 and abs(float(scores.sum()) - 1) < 1e-2)
-        activation = "none" if is_probability else "softmax"
-    k = min(k, scores.size)
-    best = np.argpartition(-scores, k - 1)[:k] if k else np.empty(0, np.int64)
-    best = best[np.argsort(-scores[best], kind="stable")]
-    chosen = scores[best]
-    if activation == "softmax" and scores.size:
-        top = scores.max()
-        chosen = np.exp(chosen - top) / np.exp(scores - top).sum()
-    return list(zip(best.tolist(), chosen.tolist(), strict=True))
+    count = scores.shape[1]
+    k = min(k, count)
+    if not k:
+        return [[] for _ in scores]
+    best = np.argpartition(-scores, k - 1, 1)[:, :k]
+    best.sort(1)  # of equal scores the first class first
+    best = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), 1, "stable"), 1)
+    chosen = np.take_along_axis(scores, best, 1)
+    if activation != "none":
+        top = scores.max(1, keepdims=True)
+        soft = np.exp(chosen - top) / np.exp(scores - top).sum(1, keepdims=True)
+        if activation == "":
+            sums = scores.sum(1, dtype=np.float64, keepdims=True)
+            ready = (scores.min(1, keepdims=True) >= 0) & (np.abs(sums - 1) < 1e-2)
+            soft = np.where(ready, chosen, soft)
+        chosen = soft
+    return [list(zip(ids, values, strict=True)) for ids, values in zip(best.tolist(), chosen.tolist(), strict=True)]

@@ -16,13 +16,24 @@ from numpy.typing import NDArray
 from edgeapp import errors
 from edgeapp.labels import label
 from edgeapp.model import Card
-from edgeapp.records import Detection, Letterbox, Result, Tensors, TensorSpec
+from edgeapp.records import CANDIDATES, COUNTS, Detection, Letterbox, Result, Tensors, TensorSpec
+from edgeapp.tensors import least_float16
 
 Candidates = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 """boxes_xyxy (n, 4) in network pixels, scores (n,), class ids (n,)."""
 
+Owned = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+"""Candidates of several pictures, and which picture each belongs to, ascending (n,)."""
+
+Grid = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""cells (n, 2) and strides (n,) of YOLOX, see yolox_grid."""
+
 MOST_CANDIDATES = 8192
 """NMS looks at no more boxes, the best ones: its time grows with the square of their number."""
+
+MANY_PICTURES, SIDE_BY_SIDE = 4, 500
+"""From so many pictures on their NMS is done side by side, of so many boxes at a time: in larger arrays NumPy gives up
+the interpreter's lock in every step, and beside threads that decode it comes back a hundred times later."""
 
 NMS_BLOCK = 48
 """Boxes handled at once by NMS; 32 to 64 are equally fast."""
@@ -32,7 +43,7 @@ YOLOX_STRIDES = (8, 16, 32)
 
 def make_detect(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[str]]:
     """See `make_postprocess`; the head is taken from the card, else told from the shapes."""
-    head, transposed = _choose_head(card, outputs)
+    head, transposed = choose_head(card, outputs)
     guesses = [] if card.head else [f"head={head}"]
     if head == "nms":
         names = _nms_names(outputs)
@@ -47,26 +58,47 @@ def make_detect(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[st
         def decode(tensors: Tensors, place: int) -> Candidates:
             return decoder(tensors[name][place])
 
-    needs_nms = head in ("yolov8", "yolov5", "yolox")
+    grid = yolox_grid(card.size_wh) if head == "yolox" else None
+    iou_threshold = card.iou_threshold if head in ("yolov8", "yolov5", "yolox") else None
 
-    def detect(tensors: Tensors, place: int, letterbox: Letterbox, result: Result) -> None:
-        boxes, scores, classes = decode(tensors, place)
-        if needs_nms:
-            keep = nms(boxes, scores, classes, card.iou_threshold, card.max_detections)
-        else:
-            keep = np.argsort(-scores, kind="stable")[: card.max_detections]
-        corners = to_picture(boxes[keep], letterbox)
-        result.detections = [
-            Detection(class_id, label(card.labels, class_id), score, (x0, y0, x1, y1))
-            for (x0, y0, x1, y1), score, class_id in zip(
-                corners.tolist(), scores[keep].tolist(), classes[keep].tolist(), strict=True
+    def detect(tensors: Tensors, shown: Sequence[tuple[int, Letterbox, Result]]) -> None:
+        places = [place for place, _, _ in shown]
+        found = _filtered(tensors, places, grid) or _joined([decode(tensors, place) for place in places])
+        boxes, scores, classes, owners = best(found, len(places), iou_threshold, card.max_detections)
+        corners = to_picture(boxes, owners, [letterbox for _, letterbox, _ in shown]).tolist()
+        names = [label(card.labels, class_id) for class_id in classes.tolist()]
+        rows = [
+            Detection(class_id, name, score, (x0, y0, x1, y1))
+            for class_id, name, score, (x0, y0, x1, y1) in zip(
+                classes.tolist(), names, scores.tolist(), corners, strict=True
             )
         ]
+        ends = np.searchsorted(owners, np.arange(len(places) + 1)).tolist()
+        for (_, _, result), start, end in zip(shown, ends[:-1], ends[1:], strict=True):
+            result.detections = rows[start:end]
 
     return detect, guesses
 
 
-def _choose_head(card: Card, outputs: Sequence[TensorSpec]) -> tuple[str, bool]:
+def _filtered(tensors: Tensors, places: Sequence[int], grid: Grid | None) -> Owned | None:
+    """What the GPU's filter picked, of all places at once; None without one, or when it had no room for all."""
+    if CANDIDATES not in tensors:
+        return None
+    candidates, counts = tensors[CANDIDATES], tensors[COUNTS]
+    if int(counts.max()) > candidates.shape[1]:
+        return None
+    owners = np.repeat(np.arange(len(places)), [counts[place] for place in places])
+    picked = np.concatenate([candidates[place, : counts[place]] for place in places])
+    return (*decode_filtered(picked, owners, grid), owners)
+
+
+def _joined(found: Sequence[Candidates]) -> Owned:
+    """The candidates of some pictures in one."""
+    boxes, scores, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return boxes, scores, classes, np.repeat(np.arange(len(found)), [len(scores) for _, scores, _ in found])
+
+
+def choose_head(card: Card, outputs: Sequence[TensorSpec]) -> tuple[str, bool]:
     """(head, whether a yolov8 head comes as (batch, n, 4 + classes))."""
     shapes = "; ".join(map(str, outputs))
     if card.head == "nms" or (not card.head and len(outputs) == 4):
@@ -136,12 +168,7 @@ def _decoder(head: str, transposed: bool, card: Card) -> Callable[[NDArray[Any]]
 def _at_least(scores: NDArray[Any], threshold: float, axis: int) -> NDArray[np.int64]:
     """Indices of the boxes whose best score reaches the threshold."""
     if scores.dtype == np.float16:
-        bits = scores.view(np.int16)
-        # The smallest float16 that reaches the threshold, so that rounding lets no box slip.
-        least = np.float16(threshold)
-        if float(least) < threshold:
-            least = np.nextafter(least, np.float16(np.inf))
-        return np.flatnonzero(bits.max(axis) >= least.view(np.int16))
+        return np.flatnonzero(scores.view(np.int16).max(axis) >= least_float16(threshold).view(np.int16))
     return np.flatnonzero(scores.max(axis) >= threshold)
 
 
@@ -156,7 +183,7 @@ def decode_yolov8(array: NDArray[Any], threshold: float) -> Candidates:
 def decode_yolov5(
     array: NDArray[Any],
     threshold: float,
-    grid: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    grid: Grid | None = None,
 ) -> Candidates:
     """Decode (n, 5 + classes): centre x, y, width, height, objectness 0..1, class scores 0..1.
 
@@ -169,16 +196,32 @@ def decode_yolov5(
     classes = scores.argmax(1)
     best = scores.max(1, initial=0.0)
     good = best >= threshold
-    part, chosen = part[good], chosen[good]
-    box = part[:, :4].T.copy()
+    return _xyxy(_off_grid(part[good, :4].T.copy(), chosen[good], grid)), best[good], classes[good]
+
+
+def decode_filtered(picked: NDArray[Any], owners: NDArray[np.int64], grid: Grid | None = None) -> Candidates:
+    """Decode what gpu.filter.Filter picked from heads; the same, in the same order, as decoding the heads themselves.
+
+    Args:
+        picked: CANDIDATE (n,), those of one picture in any order.
+        owners: (n,) number of the picture, ascending.
+        grid: for YOLOX, see decode_yolov5.
+    """
+    picked = picked[np.lexsort((picked["box"], owners))]
+    box = _off_grid(picked["xywh"].T.copy(), picked["box"], grid)
+    return _xyxy(box), picked["score"].copy(), picked["class_id"].astype(np.int64)
+
+
+def _off_grid(box: NDArray[np.float32], chosen: NDArray[Any], grid: Grid | None) -> NDArray[np.float32]:
+    """Boxes (4, n) that are relative to their cells, in network pixels; changed in place."""
     if grid is not None:
         cells, strides = grid
         box[:2] = (box[:2] + cells[chosen].T) * strides[chosen]
         box[2:] = np.exp(box[2:]) * strides[chosen]
-    return _xyxy(box), best[good], classes[good]
+    return box
 
 
-def yolox_grid(size_wh: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def yolox_grid(size_wh: tuple[int, int]) -> Grid:
     """Cells (n, 2) as x, y and strides (n,) of YOLOX's output rows.
 
     Source: YOLOX, yolox/utils/demo_utils.py, demo_postprocess.
@@ -309,10 +352,94 @@ def _overlaps(
     return result
 
 
-def to_picture(boxes: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.float64]:
-    """Boxes (n, 4) from network pixels to picture pixels, cut at the picture's edges."""
-    scale = np.tile(letterbox.scale_xy, 2)
-    offset = np.tile(letterbox.offset_xy, 2)
-    limit = np.tile(letterbox.picture_wh, 2)
+def best(found: Owned, count: int, iou_threshold: float | None, max_detections: int) -> Owned:
+    """Of each picture's candidates those that stay, best first.
+
+    Args:
+        count: of pictures.
+        iou_threshold: for NMS, class by class; None where it is done already.
+        max_detections: of a picture.
+    """
+    boxes, scores, classes, owners = found
+    order = np.lexsort((-scores, owners))
+    order = order[np.isfinite(boxes[order]).all(1)]
+    sizes = np.bincount(owners[order], minlength=count)
+    if iou_threshold is None:
+        kept = np.ones(order.size, bool)
+    elif count >= MANY_PICTURES and 0 < sizes.max() <= SIDE_BY_SIDE // MANY_PICTURES:
+        kept = np.zeros(order.size, bool)
+        together, start = SIDE_BY_SIDE // int(sizes.max()), 0
+        for first in range(0, count, together):
+            part = sizes[first : first + together]
+            end = start + int(part.sum())
+            some = order[start:end]
+            kept[start:end] = _nms_of_many(boxes[some], classes[some], part, iou_threshold, max_detections)
+            start = end
+    else:
+        kept = np.zeros(order.size, bool)
+        start = 0
+        for size in sizes.tolist():
+            part = order[start : start + size]
+            kept[start + nms(boxes[part], scores[part], classes[part], iou_threshold, max_detections)] = True
+            start += size
+    order = order[kept]
+    rank = np.arange(order.size) - np.searchsorted(owners[order], owners[order])
+    order = order[rank < max_detections]
+    return boxes[order], scores[order], classes[order], owners[order]
+
+
+def _nms_of_many(
+    boxes: NDArray[np.float32], classes: NDArray[np.int64], sizes: NDArray[np.int64], iou_threshold: float, most: int
+) -> NDArray[np.bool_]:
+    """Greedy NMS of several pictures at once: in each round the best box of each picture drops what it overlaps.
+
+    Args:
+        boxes: (n, 4), picture after picture, each best first.
+        sizes: how many each picture has.
+        most: rounds, which is boxes that a picture keeps.
+
+    Returns:
+        (n,) which are kept.
+    """
+    kept = np.zeros(len(boxes), bool)
+    if not kept.size:
+        return kept
+    columns = np.arange(int(sizes.max()))
+    alive = columns < sizes[:, None]
+    starts = np.cumsum(sizes) - sizes
+    index = np.where(alive, starts[:, None] + columns, 0)
+    moved = boxes.astype(np.float64)
+    # Boxes of different classes are moved apart, so that one pass serves all classes.
+    moved += (classes * (float(np.ptp(moved)) + 1.0))[:, None]
+    sides = np.ascontiguousarray(moved.T)[:, index]
+    x0, y0, x1, y1 = sides
+    share = iou_threshold / (1.0 + iou_threshold) * (x1 - x0) * (y1 - y0)
+    pictures = np.arange(len(sizes))
+    width, height, other = np.empty_like(x0), np.empty_like(x0), np.empty_like(x0)
+    for _ in range(most):
+        first = alive.argmax(1)
+        some = alive[pictures, first]
+        if not some.any():
+            break
+        kept[index[pictures, first][some]] = True
+        alive[pictures, first] = False
+        a0, b0, a1, b1 = sides[:, pictures, first, None]
+        np.subtract(np.minimum(x1, a1, out=width), np.maximum(x0, a0, out=other), out=width)
+        np.subtract(np.minimum(y1, b1, out=height), np.maximum(y0, b0, out=other), out=height)
+        np.maximum(width, 0, out=width)
+        width *= np.maximum(height, 0, out=height)
+        # IoU > t means shared > t / (1 + t) * (area + other area): no division for every pair.
+        alive &= width <= np.add(share, share[pictures, first, None], out=other)
+    return kept
+
+
+def to_picture(
+    boxes: NDArray[np.float32], owners: NDArray[np.int64], letterboxes: Sequence[Letterbox]
+) -> NDArray[np.float64]:
+    """Boxes (n, 4) from network pixels to pixels of their pictures, cut at the picture's edges."""
+    scale, offset, limit = (
+        np.tile(np.array(values, np.float64).reshape(-1, 2), 2)[owners]
+        for values in zip(*((box.scale_xy, box.offset_xy, box.picture_wh) for box in letterboxes), strict=True)
+    )
     corners: NDArray[np.float64] = np.clip((boxes - offset) / scale, 0, limit)
     return corners
