@@ -8,8 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from PIL import Image
 from edgeapp import errors
 from edgeapp.records import Frame, Letterbox, Result, Tensors, TensorSpec
 from edgeapp.stopping import HANDLER_S, Stop
+from edgeapp.workers import Workers
 
 
 class Engine(Protocol):
@@ -57,8 +58,8 @@ class Source(Protocol):
 class Runner(Protocol):
     """Runs batches of pictures, up to `depth` of them at a time.
 
-    `launch` and `finish` are called by one thread, between the engine's `enter` and `leave`; `fill` and `outputs` by
-    any, each for another place or host.
+    `launch` and `finish` are called by one thread, between the engine's `enter` and `leave`; the others by any, each
+    for another host or place.
 
     Attributes:
         hosts: memory of one batch each, from its first picture until its results are written.
@@ -68,6 +69,10 @@ class Runner(Protocol):
 
     @property
     def hosts(self) -> Sequence[Any]: ...
+
+    def begin(self, host: Any) -> None:
+        """Make all its places unused."""
+        ...
 
     def fill(self, host: Any, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
         """Put a picture into its place of the batch."""
@@ -93,14 +98,26 @@ class Sink(Protocol):
 Fill = Callable[[Image.Image, tuple[int, int], NDArray[Any]], Letterbox]
 """(picture, its size before it was reduced, where the network input of one picture goes)."""
 
-Postprocess = Callable[[Tensors, int, Letterbox, Result], None]
+Postprocess = Callable[[Tensors, Sequence[tuple[int, Letterbox, Result]]], None]
+"""See edgeapp.postprocess."""
 
 STAGES = ("decode", "preprocess", "infer", "postprocess")
+
+BATCHES_PER_HOST = 3
+"""Batches under way for each that has memory for pictures: those that are done wait for slower ones before them."""
+
+MOST_TIMES = 1 << 16
+"""Times that are kept of a stage: a run over a list can last for months."""
 
 
 @dataclass
 class Summary:
-    """What a run did; `failures` holds the exit code of every input that failed."""
+    """What a run did.
+
+    Attributes:
+        failures: the exit code of every input that failed.
+        times_ms: of each stage, of the latest inputs that did not fail.
+    """
 
     done: int = 0
     failures: list[int] = field(default_factory=list)
@@ -115,6 +132,18 @@ class Summary:
         if self.done:
             return 1
         return self.failures[0] if len(set(self.failures)) == 1 else errors.DataError.exit_code
+
+    def add(self, result: Result) -> None:
+        """Count an input."""
+        if result.error is not None:
+            self.failures.append(result.error.exit_code)
+            return
+        self.done += 1
+        for stage, ms in result.times_ms.items():
+            times = self.times_ms[stage]
+            times.append(ms)
+            if len(times) > MOST_TIMES:
+                del times[: MOST_TIMES // 2]
 
     def __str__(self) -> str:
         count = self.done + len(self.failures)
@@ -139,9 +168,10 @@ def percentile(values: Sequence[float], p: float) -> float:
 
 @dataclass
 class DirectHost:
-    """A batch in ordinary memory."""
+    """A batch in ordinary memory; `filled` says which places hold a picture of this batch."""
 
     input: NDArray[Any]
+    filled: set[int] = field(default_factory=set)
     outputs: Tensors = field(default_factory=dict)
 
 
@@ -150,7 +180,7 @@ class Direct:
 
     Args:
         shape: of the input of one picture.
-        least: places that an inference has at least; those behind the last picture are zero.
+        least: places that an inference has at least; those without a picture are zero.
         hosts: how many batches there are.
     """
 
@@ -166,12 +196,18 @@ class Direct:
             DirectHost(np.zeros((max(batch, least), *shape), dtype)) for _ in range(hosts)
         ]
 
+    def begin(self, host: DirectHost) -> None:
+        host.filled.clear()
+
     def fill(self, host: DirectHost, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
-        return self._fill(image, picture_wh, host.input[place])
+        letterbox = self._fill(image, picture_wh, host.input[place])
+        host.filled.add(place)
+        return letterbox
 
     def launch(self, host: DirectHost, count: int) -> None:
-        host.input[count:] = 0
         places = max(count, self._least)
+        for place in set(range(places)) - host.filled:  # an earlier batch's picture, which the model must not see
+            host.input[place] = 0
         host.outputs = self._engine.infer({self._engine.inputs[0].name: host.input[:places]})
 
     def finish(self, host: DirectHost) -> None:
@@ -187,7 +223,7 @@ class Batch:
 
     Attributes:
         number: counts from 0; results are written in this order.
-        host: where the pictures are put; every batch has one, so that their number is bounded.
+        host: where the pictures are put, until their results are known.
         results: one for each input; a picture's place in the batch is its place here.
         letterboxes: of each place; None where there is no picture.
         unread: how many inputs are still to be read.
@@ -210,8 +246,8 @@ class Batch:
 class Pipeline:
     """The steps of one run, each on threads of its own: read and decode, infer, postprocess; the caller's writes.
 
-    Results come out in the order of the source. The number of batches is that of the runner's hosts: while none is
-    free, nothing more is read.
+    Results come out in the order of the source. While none of the runner's hosts is free, or too many batches wait for
+    an earlier one to be written, nothing more is read.
 
     Args:
         engine: as opened.
@@ -252,6 +288,7 @@ class Pipeline:
         self._stop = stop
         self._lock = threading.Lock()
         self._free: SimpleQueue[Any] = SimpleQueue()
+        self._unwritten: SimpleQueue[bool] = SimpleQueue()
         self._ready: SimpleQueue[Batch | None] = SimpleQueue()
         self._events: SimpleQueue[Batch | BaseException | int | None] = SimpleQueue()
         self._last_finish_s = 0.0
@@ -261,16 +298,21 @@ class Pipeline:
         """Work through the source.
 
         Raises:
-            EdgeappError: the engine, the source or a sink failed for good. Stopped: a signal came.
+            EdgeappError: the engine, the source or a sink failed for good, or the system refuses threads.
+            Stopped: a signal came.
         """
         # A thread that wants the interpreter gets it after this time, not after 5 ms (measured: the stall of the
         # thread that feeds the GPU falls from 5.3 to 0.8 ms).
         sys.setswitchinterval(5e-4)
         started = time.perf_counter()
-        for host in self._runner.hosts if self._runner else range(self._decoders + 2):
+        hosts = self._runner.hosts if self._runner else range(self._decoders + 2)
+        for host in hosts:
             self._free.put(host)
-        self._decoding = ThreadPoolExecutor(self._decoders, "decode")
-        self._posting = ThreadPoolExecutor(max(1, self._decoders // 4), "postprocess")
+        for _ in range(len(hosts) * (1 if self._keep_pictures else BATCHES_PER_HOST)):
+            self._unwritten.put(True)
+        self._decoding = Workers(self._decoders, "decode", partial(self._guarded, self._decode))
+        # Beside threads that decode, a thread that reads outputs waits for the interpreter's lock most of its time.
+        self._posting = Workers(max(1, self._decoders // 2), "postprocess", partial(self._guarded, self._post))
         threads = [
             threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True)
             for name, step in (
@@ -280,9 +322,19 @@ class Pipeline:
             )
         ]
         try:
+            self._decoding.start()
+            self._posting.start()
             for thread in threads:
                 thread.start()
             self._write_all()
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            raise errors.SystemRefusedError(
+                f"cannot start {self._decoders} threads that decode",
+                f"the system refuses more: {error}",
+                "use fewer, --decode-threads, or raise the limit: ulimit -u, pids.max",
+            ) from error
         finally:
             self._end(threads)
             self.summary.wall_s = time.perf_counter() - started
@@ -291,12 +343,14 @@ class Pipeline:
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         """Bring all threads to their end; what is still on its way is given up."""
         with self._stop.waking():
+            self._unwritten.put(False)
             self._free.put(None)
-            self._decoding.shutdown(cancel_futures=True)
+            self._decoding.end()
             self._ready.put(None)
             for thread in threads:
-                thread.join()
-            self._posting.shutdown()
+                if thread.ident is not None:  # it was started
+                    thread.join()
+            self._posting.end()
 
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
         """Have the caller's thread raise what a thread or a task raises."""
@@ -318,13 +372,14 @@ class Pipeline:
     def _read(self, source: Source) -> None:
         count = 0
         for frames in self._groups(source):
-            host = self._free.get()
-            if host is None:
+            if not self._unwritten.get() or (host := self._free.get()) is None:
                 return
+            if self._runner is not None:
+                self._runner.begin(host)
             results = [Result(frame, self._task) for frame in frames]
             batch = Batch(count, host, results, [None] * len(frames), len(frames))
             for place in range(len(frames)):
-                self._decoding.submit(self._guarded, self._decode, source, batch, place)
+                self._decoding.put(source, batch, place)
             count += 1
         self._events.put(count)
 
@@ -390,7 +445,7 @@ class Pipeline:
                     except Empty:
                         self._land(flying.popleft())
                         continue
-                    if batch is None:
+                    if batch is None or self._stop.asked():
                         break
                     if any(result.frame.tensors is not None for result in batch.results):
                         while flying:
@@ -399,7 +454,7 @@ class Pipeline:
                     elif self._launch(batch):
                         flying.append(batch)
                     else:
-                        self._events.put(batch)
+                        self._known(batch)
                 else:
                     self._land(flying.popleft())
             while flying and self._runner is not None:
@@ -428,20 +483,26 @@ class Pipeline:
         self._last_finish_s = now
         for result in batch.results:
             result.times_ms["infer"] = share
-        self._posting.submit(self._guarded, self._post, batch)
+        self._posting.put(batch)
 
     def _post(self, batch: Batch) -> None:
         assert self._runner is not None
         outputs = self._runner.outputs(batch.host)
-        for place, (result, letterbox) in enumerate(zip(batch.results, batch.letterboxes, strict=True)):
-            if letterbox is None:
-                continue
-            started = time.perf_counter()
-            try:
-                self._postprocess(outputs, place, letterbox, result)
-            except errors.DataError as error:
-                result.error = error
-            result.times_ms["postprocess"] = (time.perf_counter() - started) * 1e3
+        shown = [
+            (place, letterbox, result)
+            for place, (result, letterbox) in enumerate(zip(batch.results, batch.letterboxes, strict=True))
+            if letterbox is not None
+        ]
+        started = time.perf_counter()
+        self._postprocess(outputs, shown)
+        share = (time.perf_counter() - started) * 1e3 / len(shown)
+        for _, _, result in shown:
+            result.times_ms["postprocess"] = share
+        self._known(batch)
+
+    def _known(self, batch: Batch) -> None:
+        """All results of a batch are there: its memory may be used again."""
+        self._free.put(batch.host)
         self._events.put(batch)
 
     def _infer_tensors(self, batch: Batch) -> None:
@@ -456,7 +517,8 @@ class Pipeline:
         except errors.DataError as error:
             result.error = error
         result.times_ms["infer"] = (time.perf_counter() - started) * 1e3
-        self._events.put(batch)
+        result.frame.tensors = None  # the outputs wait for their turn, the inputs need not
+        self._known(batch)
 
     def _named(self, tensors: Tensors) -> Tensors:
         """A .npy file has no names: its array is for the only input."""
@@ -488,17 +550,12 @@ class Pipeline:
             while batch := done.pop(following, None):
                 for result in batch.results:
                     self._write(result)
-                self._free.put(batch.host)
+                self._unwritten.put(True)
                 following += 1
 
     def _write(self, result: Result) -> None:
         self._stop.check()
         for sink in self._sinks:
             sink.write(result)
-        if result.error is not None:
-            self.summary.failures.append(result.error.exit_code)
-        else:
-            self.summary.done += 1
-            for stage, ms in result.times_ms.items():
-                self.summary.times_ms[stage].append(ms)
+        self.summary.add(result)
         self._finished(result)

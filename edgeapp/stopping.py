@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO, NoReturn
 
@@ -53,7 +54,8 @@ class Stop:
     def waking(self) -> Iterator[None]:
         """While the body runs, end the waiting of other threads as a signal would."""
         self._woken = True
-        os.write(self._wake_write, b"\0")
+        with suppress(BlockingIOError):  # full of signals: it wakes all the same
+            os.write(self._wake_write, b"\0")
         try:
             yield
         finally:
@@ -83,9 +85,9 @@ class Stop:
         while True:
             self.check()
             left = None if until is None else max(0.0, until - time.monotonic())
-            ready, _, _ = select.select([stream, self._wake_read], [], [], left)
+            ready = self._poll(stream, timeout_s=left)
             if self._wake_read not in ready:
-                return stream in ready
+                return bool(ready)
             # A signal came, maybe to another thread: the main thread is about to set the flag.
             time.sleep(HANDLER_S)
 
@@ -94,7 +96,17 @@ class Stop:
 
         The kernel gives a signal to any thread, and Python's handler runs when the main thread wakes up.
         """
-        select.select([self._wake_read], [], [])
+        self._poll()
+
+    def _poll(self, *streams: IO[bytes] | int, timeout_s: float | None = None) -> list[int]:
+        """Wait for streams or a signal; gives the descriptors that have data, an end or an error.
+
+        Not select(), which refuses descriptors from 1024 on: the parent may have left so many open.
+        """
+        poll = select.poll()
+        for stream in (*streams, self._wake_read):
+            poll.register(stream, select.POLLIN)
+        return [number for number, _ in poll.poll(None if timeout_s is None else math.ceil(timeout_s * 1e3))]
 
     def die(self) -> NoReturn:
         """End the process by the signal that came, so that the parent sees the true cause."""

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable
@@ -263,6 +264,20 @@ def test_output_never_overwrites_card_or_labels(
         before = (tmp_path / name).read_text()
         assert source_program(*run, name).returncode == 64
         assert (tmp_path / name).read_text() == before
+
+
+def test_output_never_replaces_a_device_or_pipe(
+    source_program: Program, models: Path, picture: Path, tmp_path: Path
+) -> None:
+    """A file that appears when it is whole takes the place of what is there: not of a FIFO, nor of /dev/null."""
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "null.npz").symlink_to(os.devnull)
+    for name in ("pipe.npz", "null.npz"):
+        done = source_program("--engine", models / "classifier.onnx", "--input", picture, "--output", name)
+        assert done.returncode == 73, done
+        assert "no regular file" in done.stderr
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe.npz").st_mode)
+    assert (tmp_path / "null.npz").is_symlink()
 
 
 @pytest.mark.parametrize("victim", ["engine", "input"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from edgeapp import errors, paths
@@ -26,8 +27,18 @@ def explained(path: str | None) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: str) -> Iterator[BinaryIO]:
-    """A file to write; it replaces `path` at the end, and nothing is left after a failure."""
+    """A file to write; it replaces `path` at the end, and nothing is left after a failure.
+
+    Raises:
+        EdgeappError: it cannot be written, or would replace a device or a pipe, as root could do with /dev/null.
+    """
     part = f"{path}.{os.getpid()}.part"
+    with explained(path), suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder the system says so
+            raise errors.CannotWriteError(
+                f"cannot write {paths.printable(path)}", "it is no regular file", "name a file to make or to replace"
+            )
     try:
         with explained(path):
             with open(part, "xb") as file:
