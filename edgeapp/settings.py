@@ -188,10 +188,12 @@ OPTIONS = (
     Option("max_detections", "at most this many objects a picture", integer(1, 100_000), "N",
            card=True, group=CARD),
     Option("top_k", "classify: how many classes to name", integer(1, 100_000), "K", card=True, group=CARD),
-    Option("decode_threads", "threads that read and decode (default: one for each core but one)", integer(1, 1024), "N",
-           group=SPEED),
+    Option("decode_threads", "threads that read and decode (default: one for each core)",
+           integer(1, 1024), "N", group=SPEED),
     Option("slots", "batches between decoding and writing at a time (default: enough for all threads)",
            integer(1, 1024), "N", group=SPEED),
+    Option("preprocess", "where pictures become network input: gpu, cpu or auto, which is gpu for a plan",
+           choice("gpu", "cpu", "auto"), "WHERE", "auto", group=SPEED),
     Option("max_delay_ms", "wait so long for a batch to fill when standard input is silent", number(0, 60_000), "MS",
            0.0, group=SPEED),
     Option("sync", "how the GPU is waited for: spin (sooner, costs a core), block or auto",
@@ -226,6 +228,7 @@ class Settings:
     batch: int | str | None = None
     decode_threads: int | None = None
     slots: int | None = None
+    preprocess: str = "auto"
     max_delay_ms: float = 0.0
     sync: str = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ from support import ROOT, Program, write_keys, write_signature
 from test_bootstrap import has_driver
 
 from edgeapp import model, settings
+from edgeapp.commands.bench_wanted import add_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -89,6 +91,9 @@ def test_every_flag_of_the_readme_exists() -> None:
     """No flag is shown that the program does not have (TensorRT's and build.sh's own aside)."""
     known = {option.flag for option in settings.OPTIONS} | {"--help", "--version", "--json", "--sbom", "--licenses"}
     known |= {"--key", "--passphrase-file"}  # of sign alone
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    known |= {flag for action in parser._actions for flag in action.option_strings}  # of bench
     foreign = {"--versionCompatible", "--excludeLeanRuntime", "--hardwareCompatibilityLevel", "--onnx", "--saveEngine",
                "--runtime", "--gpus", "--tensorrt", "--slim"}  # fmt: skip
     shown = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]+", README))

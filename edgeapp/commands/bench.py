@@ -31,7 +31,7 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
     """
     if settings.engine is None:
         raise errors.UsageError("no --engine given", "", "edgeapp bench --engine model.plan")
-    for mode in ("frames", "files", "tutorial"):
+    for mode in ("pixels", "frames", "files", "tutorial"):
         if mode in wanted.modes and not settings.input:
             raise errors.UsageError(f"--mode {mode} needs pictures", "", "name a folder with --input")
     if os.path.isdir(settings.engine):
@@ -57,7 +57,7 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
                 runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=None)
         if settings.startup_trace:
             talk.always(str(trace))
-        modes = Modes(model, runner, source, wanted, stop, stack, device=settings.device, decoders=decoders)
+        modes = Modes(model, runner, source, wanted, settings, stop, stack, decoders=decoders)
         found = modes.measure(talk)
     found = {"schema": SCHEMA, "engine": paths.text(settings.engine), **found}
     found["start_ms"] = {name: round(ms, 3) for name, ms in trace.steps}

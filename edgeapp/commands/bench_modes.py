@@ -15,15 +15,20 @@ from PIL import Image
 
 from edgeapp import errors
 from edgeapp.commands.bench_wanted import MODES, Wanted
-from edgeapp.commands.opening import Model
+from edgeapp.commands.opening import Model, open_ring
 from edgeapp.log import Talk
 from edgeapp.pipeline import Pipeline, Runner, Source, percentile
 from edgeapp.records import Frame
+from edgeapp.settings import Settings
 from edgeapp.sources import FileSource
 from edgeapp.stopping import Stop
+from edgeapp.tensors import noise
 
 if TYPE_CHECKING:
     from edgeapp.gpu.meter import Meter, Pace, Steps
+
+COPIERS = 4
+"""Threads of the mode `frames`, where nothing is decoded: more of them only get into each other's way."""
 
 MOST_PICTURES = 64
 """Pictures that are kept decoded in memory for the mode `frames`."""
@@ -38,6 +43,7 @@ class Row:
         ms: milliseconds a batch.
         cpu_ms: CPU milliseconds of the whole process a batch.
         thread_us: CPU microseconds a batch of the thread that feeds the GPU; empty where that is not told.
+        launch_us: of them, those of launching; the rest is waiting.
         joules: of the GPU a batch; empty where it does not tell.
         stages_ms: what the pipeline measured of every picture.
     """
@@ -49,6 +55,7 @@ class Row:
     ms: list[float] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
     thread_us: list[float] = field(default_factory=list)
+    launch_us: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
 
@@ -72,6 +79,7 @@ class Row:
             found["of_floor"] = self.rate / floor.rate
         if self.thread_us:
             found["gpu_thread_cpu_us_per_batch"] = statistics.median(self.thread_us)
+            found["launch_cpu_us_per_batch"] = statistics.median(self.launch_us)
         if self.joules:
             found["joules_per_image"] = statistics.median(self.joules) / self.batch
         if self.stages_ms:
@@ -83,11 +91,12 @@ class Row:
 
 @dataclass
 class Block:
-    """One stretch of work: batches (a part of one counts as such), seconds, CPU seconds of the GPU's thread."""
+    """One stretch of work: batches (a part of one counts as such), and the seconds of edgeapp.gpu.meter.Pace."""
 
     batches: float
     wall_s: float
     thread_s: float = 0.0
+    launch_s: float = 0.0
 
 
 class Modes:
@@ -95,7 +104,6 @@ class Modes:
 
     Args:
         runner: None when the engine takes no pictures.
-        device: GPU number.
         decoders: threads that read and decode.
 
     Attributes:
@@ -108,10 +116,10 @@ class Modes:
         runner: Runner | None,
         source: FileSource,
         wanted: Wanted,
+        settings: Settings,
         stop: Stop,
         stack: ExitStack,
         *,
-        device: int,
         decoders: int,
     ) -> None:
         self._model = model
@@ -125,15 +133,22 @@ class Modes:
         self._decoded: list[tuple[Image.Image, tuple[int, int]]] = []
         self._failed = 0
         self.steps: Steps | None = None
+        self._pixels: Meter | None = None
         engine: Any = model.engine
-        if getattr(engine, "pictures_only", False):
+        if model.preprocess is not None and getattr(engine, "pictures_only", False):
+            from edgeapp.gpu.intake import PixelIntake
             from edgeapp.gpu.meter import Meter
             from edgeapp.gpu.ring import Ring
 
             if isinstance(runner, Ring):
-                self._meter = Meter(runner, engine, model.batch)
+                ring = open_ring(model, model.preprocess, settings, stack, hosts=Ring.depth + 1, on_gpu=False)
+                self._meter = Meter(ring, engine, model.batch)
                 stack.callback(self._meter.close)
-                self._power = Power(engine.driver.bus_id(device))
+                self._meter.randomise()
+                self._power = Power(engine.driver.bus_id(settings.device))
+                if isinstance(runner.intake, PixelIntake):
+                    self._pixels = Meter(runner, engine, model.batch)
+                    stack.callback(self._pixels.close)
 
     def measure(self, talk: Talk) -> dict[str, Any]:
         """Run all blocks, turn about, then the latencies; gives everything as one object of JSON."""
@@ -159,6 +174,9 @@ class Modes:
             "modes": [row.told(floor) for row in rows],
         }
         if self._meter is not None and floor is not None:
+            if self._pixels is not None and self._decoded:
+                self._pixels.show(self._decoded)
+                found["preprocessing_ms"] = self._pixels.preprocessing()
             found["latency_ms"] = self._latencies(self._meter, seconds)
             found["copies_ms"] = self._meter.copies()
             found["graph"] = self._meter.graph()
@@ -178,6 +196,7 @@ class Modes:
         row.ms.append(block.wall_s * 1e3 / block.batches)
         if block.thread_s:
             row.thread_us.append(block.thread_s * 1e6 / block.batches)
+            row.launch_us.append(block.launch_s * 1e6 / block.batches)
         if self._power is not None and joules is not None and (now := self._power.joules()) is not None:
             row.joules.append((now - joules) / block.batches)
 
@@ -191,6 +210,8 @@ class Modes:
             "compute": steps.compute,
             "d2h": steps.d2h,
         }
+        if self._pixels is not None and self._decoded:
+            times["pictures"] = self._pixels.latency(seconds, self._wanted.iterations)
         return {
             name: {f"p{p:g}": percentile(values, p) for p in self._wanted.percentiles}
             | {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
@@ -202,26 +223,33 @@ class Modes:
     def _rows(self) -> list[Row]:
         """What is to be measured, in the order of the table."""
         batch = self._model.batch
-        modes = self._wanted.modes or MODES[: 5 if self._wanted.compare else 4]
+        modes = self._wanted.modes or (MODES if self._wanted.compare else MODES[:-1])
         rows = []
         if (meter := self._meter) is not None:
             if "engine" in modes or "copies" in modes:
-                rows.append(Row("floor", "the engine back to back, by the GPU's clock", batch, _of(meter.floor)))
+                rows.append(Row("floor", "back to back, by the GPU's clock", batch, _of(meter.floor)))
             if "engine" in modes:
                 loop = _of(lambda seconds: meter.loop(seconds, copies=False))
-                rows.append(Row("engine", "the engine through the loop, without copies", batch, loop))
+                rows.append(Row("engine", "through the loop, without copies", batch, loop))
             if "copies" in modes:
                 loop = _of(lambda seconds: meter.loop(seconds, copies=True))
                 rows.append(Row("copies", "with copies in and out", batch, loop))
         elif "engine" in modes or "copies" in modes:
-            rows.append(Row("engine", "the engine, one batch after the other", batch, self._infer))
+            rows.append(Row("engine", "one batch after the other", batch, self._infer))
         if self._source.paths and self._runner is not None:
+            if self._pixels is not None and "pixels" in modes:
+                pixels = self._pixels
+                pixels.show(self._pictures())
+                rows.append(Row("floor+", "with preprocessing, by its clock", batch, _of(pixels.floor)))
+                loop = _of(lambda seconds: pixels.loop(seconds, copies=True))
+                rows.append(Row("pixels", "pictures with copies in and out", batch, loop))
             if "frames" in modes:
                 row = Row("frames", "decoded pictures, through the pipeline", batch, self._infer)
-                rows.append(self._through(row, lambda until: Memory(self._pictures(), until)))
+                few = min(self._decoders, COPIERS)
+                rows.append(self._through(row, lambda until: Memory(self._pictures(), until), few))
             if "files" in modes:
                 row = Row("files", "files, end to end", batch, self._infer)
-                rows.append(self._through(row, lambda until: Again(self._source, until)))
+                rows.append(self._through(row, lambda until: Again(self._source, until), self._decoders))
             if "tutorial" in modes:
                 rows.append(Row("tutorial", "the tutorials' loop", 1, self._tutorial))
         if not rows:
@@ -243,7 +271,6 @@ class Modes:
 
     def _tensors(self) -> dict[str, Any]:
         """Random inputs of the shapes that were asked for, or that the engine was tuned for."""
-        rng = np.random.default_rng(0)
         given = dict(self._wanted.shapes)
         found: dict[str, Any] = {}
         for spec in self._model.engine.inputs:
@@ -252,12 +279,12 @@ class Modes:
                 preprocess = self._model.preprocess
                 assert preprocess is not None
                 shape = (max(self._model.batch, self._model.least), *preprocess.shape)
-            values = rng.random([max(1, n) for n in shape], np.float32)
+            values = noise([max(1, n) for n in shape])
             whole = spec.dtype.startswith(("int", "uint", "bool"))
             found[spec.name] = (values * 2).astype(spec.dtype) if whole else values
         return found
 
-    def _through(self, row: Row, source: Callable[[float], Source]) -> Row:
+    def _through(self, row: Row, source: Callable[[float], Source], decoders: int) -> Row:
         """A mode that is the pipeline with some source; its results go nowhere."""
 
         def run(seconds: float) -> Block:
@@ -270,7 +297,7 @@ class Modes:
                 [],
                 task=self._model.card.task,
                 batch=self._model.batch,
-                decoders=self._decoders,
+                decoders=decoders,
                 keep_pictures=False,
                 finished=lambda _: None,
                 stop=self._stop,
@@ -407,7 +434,7 @@ def _of(run: Callable[[float], Pace]) -> Callable[[float], Block]:
 
     def block(seconds: float) -> Block:
         pace = run(seconds)
-        return Block(pace.batches, pace.wall_s, pace.thread_s)
+        return Block(pace.batches, pace.wall_s, pace.thread_s, pace.launch_s)
 
     return block
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-STEPS = ("total", "enqueue", "h2d", "compute", "d2h")
-STEP_NAMES = {"total": "one batch, in and out", "enqueue": "enqueue (host)", "h2d": "copy in (H2D)",
-              "compute": "compute (GPU)", "d2h": "copy out (D2H)"}  # fmt: skip
+STEPS = {
+    "total": "one batch, in and out",
+    "pictures": "one batch of pictures",
+    "enqueue": "enqueue (host)",
+    "h2d": "copy in (H2D)",
+    "compute": "compute (GPU)",
+    "d2h": "copy out (D2H)",
+}
 LAUNCH_BOUND = 0.8
 """Enqueueing that takes more than this share of computing holds the GPU up; trtexec warns at the same."""
 
@@ -30,15 +35,18 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     if latency := found.get("latency_ms"):
         columns = list(latency["total"])
         yield f"\n{'latency, ms':24s}" + "".join(f"{name:>10s}" for name in columns) + "\n"
-        for step in STEPS:
-            yield f"{STEP_NAMES[step]:24s}" + "".join(f"{latency[step][name]:10.4f}" for name in columns) + "\n"
+        for step in filter(latency.__contains__, STEPS):
+            yield f"{STEPS[step]:24s}" + "".join(f"{latency[step][name]:10.4f}" for name in columns) + "\n"
     yield "\n"
+    if "preprocessing_ms" in found:
+        yield f"preprocessing on the GPU: {found['preprocessing_ms']:.4f} ms a batch\n"
     if "graph" in found:
         yield f"CUDA graph: {found['graph']}\n"
     for mode in found["modes"]:
         if "gpu_thread_cpu_us_per_batch" in mode:
             us = mode["gpu_thread_cpu_us_per_batch"]
-            yield f"{mode['mode']}: {us:.1f} us of CPU a batch in the thread that feeds the GPU\n"
+            launch = mode["launch_cpu_us_per_batch"]
+            yield f"{mode['mode']}: {us:.1f} us of CPU a batch in the GPU's thread, {launch:.1f} to launch\n"
         if "joules_per_image" in mode:
             yield f"{mode['mode']}: {mode['joules_per_image'] * 1e3:.2f} mJ an image\n"
     yield f"memory: host {found['host_memory_bytes'] / 1e6:.0f} MB"

@@ -10,7 +10,7 @@ from typing import Any
 from edgeapp import errors
 from edgeapp.settings import choice, integer, number
 
-MODES = ("engine", "copies", "frames", "files", "tutorial")
+MODES = ("engine", "copies", "pixels", "frames", "files", "tutorial")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that only the bench has."""
     group = parser.add_argument_group("what is measured")
     group.add_argument("--mode", nargs="+", type=_word(choice(*MODES)), metavar="MODE", default=None,
-                       help="engine: alone, back to back; copies: with inputs and outputs; frames: decoded pictures "
+                       help="engine: alone, back to back; copies: with inputs and outputs; pixels: with "
+                       "preprocessing on the GPU; frames: decoded pictures "
                        "through the whole pipeline; files: from the files on; tutorial: the loop of the tutorials "
                        "(default: all that --input allows)")  # fmt: skip
     group.add_argument("--compare", action="store_true", help="with the tutorials' loop on the same pictures")

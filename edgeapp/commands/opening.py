@@ -15,16 +15,26 @@ from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
 
 if TYPE_CHECKING:
+    from edgeapp.gpu.filter import Filter
+    from edgeapp.gpu.kernels import Kernels
+    from edgeapp.gpu.ring import Ring
     from edgeapp.model import Card
     from edgeapp.pipeline import Engine, Postprocess, Runner
     from edgeapp.preprocess import Preprocessor
     from edgeapp.records import TensorSpec
 
-BATCHES_BEYOND_DECODING = 6
-"""Batches that are not being decoded: three on the GPU, the others read, waiting or written."""
+BATCHES_BEYOND_DECODING, BATCHES_TO_SAVE = 6, 2
+"""Batches that are not being decoded: three on the GPU, the others read, waiting or written; with --save, where each
+picture stays in memory until it is written and writing is the slowest step, one in inference and one written."""
 
-MOST_HOST_BYTES = 1 << 30
-"""Of network inputs that wait in memory."""
+MOST_HOST_BYTES = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
+"""Of pictures that wait in memory."""
+
+MOST_CANDIDATES = 1024
+"""Boxes of a picture for which the GPU's filter has room; of more the whole head is copied."""
+
+LEAST_FILTERED = 0.02
+"""Under this score threshold there are too many boxes for a filter to pay."""
 
 FEWEST_BATCHES_FOR_GRAPHS = 16
 """Recording graphs takes some 10 ms: as long as a few launches without."""
@@ -206,12 +216,13 @@ def _batch(wanted: int | str | None, inputs: Sequence[TensorSpec], total: int | 
     if wanted == "auto":
         tuned = max((best[0] for _, best, _ in inputs[0].profiles), default=1)
         wanted = max(least, min(tuned, total or tuned))
-    return (wanted if isinstance(wanted, int) else max(1, least)), least
+    batch = wanted if isinstance(wanted, int) else max(1, least)
+    return min(batch, max(least, total or batch)), least
 
 
 def default_decoders() -> int:
-    """Threads that decode: one for each core that this process may use, but one."""
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+    """Threads that decode: one for each core that this process may use, also where the engine computes on them."""
+    return len(os.sched_getaffinity(0))
 
 
 def make_runner(
@@ -229,23 +240,87 @@ def make_runner(
     engine: Any = model.engine
     batch, least = model.batch, model.least
     batches = -(-total // batch) if total is not None else None
-    hosts = settings.slots or -(-decoders // batch) + BATCHES_BEYOND_DECODING
-    most = MOST_HOST_BYTES // (batch * nbytes(preprocess.shape, preprocess.dtype))
-    hosts = max(1, min(hosts, most, batches or hosts))
+    hosts = settings.slots or -(-decoders // batch) + (BATCHES_TO_SAVE if settings.save else BATCHES_BEYOND_DECODING)
+    hosts = min(hosts, batches or hosts)
     if getattr(engine, "pictures_only", False):  # a GpuEngine
-        from edgeapp.gpu.ring import Ring
-
         with suppress(errors.DataError):  # outputs of a size that only the run tells
-            ring = Ring(
-                engine,
-                preprocess.fill,
-                batch=batch,
-                least=least,
-                input_shape=preprocess.shape,
+            return open_ring(
+                model,
+                preprocess,
+                settings,
+                stack,
                 hosts=hosts,
-                spin=settings.sync == "spin",
                 graphs=batches is None or batches >= FEWEST_BATCHES_FOR_GRAPHS,
             )
-            stack.callback(ring.close)
-            return ring
+    hosts = max(1, min(hosts, MOST_HOST_BYTES // (batch * nbytes(preprocess.shape, preprocess.dtype))))
     return Direct(engine, preprocess.fill, preprocess.shape, preprocess.dtype, batch=batch, least=least, hosts=hosts)
+
+
+def open_ring(
+    model: Model,
+    preprocess: Preprocessor,
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    hosts: int,
+    graphs: bool = True,
+    on_gpu: bool = True,
+) -> Ring:
+    """What runs batches of pictures on a GPU; the stack closes it.
+
+    Args:
+        graphs: record CUDA graphs.
+        on_gpu: pictures may become network input, and boxes be picked, on the GPU, if --preprocess lets them.
+
+    Raises:
+        DataError: the engine's outputs have a size that only the run tells.
+    """
+    from edgeapp.gpu.intake import Intake, PixelIntake, ReadyIntake
+    from edgeapp.gpu.kernels import Kernels
+    from edgeapp.gpu.preprocess import Preparer
+    from edgeapp.gpu.ring import Ring
+
+    engine: Any = model.engine
+    spec = engine.inputs[0]
+    kernels = None
+    if on_gpu and settings.preprocess != "cpu":
+        try:
+            kernels = Kernels(engine.driver.compute_capability(settings.device))
+            stack.callback(kernels.close)
+        except errors.DataError:
+            if settings.preprocess == "gpu":
+                raise
+    intake: Intake = ReadyIntake(preprocess, spec, model.batch)
+    if kernels is not None:
+        intake = PixelIntake(preprocess, spec, model.batch, Preparer(model.card, spec.dtype, kernels))
+    ring = Ring(
+        engine,
+        intake,
+        shape=preprocess.shape,
+        batch=model.batch,
+        least=model.least,
+        hosts=min(hosts, max(Ring.depth + 1, MOST_HOST_BYTES // intake.size)),
+        spin=settings.sync == "spin",
+        graphs=graphs,
+        boxes=_filter(model, preprocess, kernels) if kernels is not None else None,
+    )
+    stack.callback(ring.close)
+    return ring
+
+
+def _filter(model: Model, preprocess: Preprocessor, kernels: Kernels) -> Filter | None:
+    """What picks the boxes of a dense detector head on the GPU; None for other outputs."""
+    from edgeapp.gpu import filter as boxes
+    from edgeapp.postprocess.detect import choose_head
+
+    engine: Any = model.engine
+    if model.card.task != "detect" or model.card.score_threshold < LEAST_FILTERED or len(engine.outputs) != 1:
+        return None
+    head, transposed = choose_head(model.card, engine.outputs)
+    (output,) = engine.outputs
+    if head not in boxes.HEADS or output.dtype not in boxes.DTYPES:
+        return None
+    shape = engine.output_shapes((model.batch, *preprocess.shape))[output.name]
+    return boxes.Filter(
+        head, transposed, shape, output.dtype, model.card.score_threshold, MOST_CANDIDATES, kernels
+    )  # fmt: skip

@@ -59,6 +59,7 @@ class Driver:
     def __init__(self) -> None:
         try:
             self._library = ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
+            self._quick = ctypes.PyDLL(LIBRARY)
         except OSError as error:
             raise errors.NoGpuError(
                 "cannot use a GPU: there is no NVIDIA driver on this machine",
@@ -77,9 +78,14 @@ class Driver:
         if code != 0:
             raise CallError(name, code)
 
-    def function(self, name: str) -> Callable[..., int]:
-        """One of SIGNATURES, to be called often: it returns the error code."""
-        found: Any = getattr(self._library, name)
+    def function(self, name: str, *, waits: bool = True) -> Callable[..., int]:
+        """One of SIGNATURES, to be called often: it returns the error code.
+
+        Args:
+            waits: give up the interpreter's lock during the call. Beside many threads that decode, getting it back can
+                take a hundred times as long as a call that waits for nothing.
+        """
+        found: Any = getattr(self._library if waits else self._quick, name)
         found.argtypes = SIGNATURES[name]
         return found  # type: ignore[no-any-return]
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 import pycuda.driver as cuda
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgeapp.gpu.infer import HOST_DTYPES, GpuEngine
+from edgeapp.gpu.intake import ReadyInput
 from edgeapp.gpu.ring import Ring
 from edgeapp.records import Shape, nbytes
+from edgeapp.tensors import noise
 
 FEWEST = 10
 """Batches in a block at least."""
@@ -27,11 +31,13 @@ class Pace:
     Attributes:
         wall_s: seconds, of the GPU's clock where nothing else counts, else of the host's.
         thread_s: CPU seconds of the thread that feeds the GPU, waiting included.
+        launch_s: of them, those of launching.
     """
 
     batches: int
     wall_s: float
     thread_s: float = 0.0
+    launch_s: float = 0.0
 
 
 @dataclass
@@ -72,6 +78,27 @@ class Meter:
     def close(self) -> None:
         self._undo.close()
 
+    def randomise(self) -> None:
+        """Give the network input made on the CPU random values, 0 to 1: zeros cost a GPU less than numbers."""
+        for host in self._ring.hosts:
+            assert isinstance(host.input, ReadyInput)
+            array = host.input.array
+            array[...] = noise(array.shape).astype(array.dtype)
+
+    def show(self, pictures: Sequence[tuple[Image.Image, tuple[int, int]]]) -> None:
+        """Fill all hosts with pictures."""
+        number = 0
+        for host in self._ring.hosts:
+            self._ring.begin(host)
+            for place in range(self._batch):
+                self._ring.fill(host, place, *pictures[number % len(pictures)])
+                number += 1
+
+    def preprocessing(self) -> float:
+        """Milliseconds of the kernel that makes the input tensor of the pictures shown last, back to back."""
+        self._ring.copy_in(self._ring.hosts[0], self._batch)
+        return self._alone(self._ring.prepare_once, 10 * FEWEST)
+
     def floor(self, seconds: float) -> Pace:
         """The engine back to back without any copy, by the GPU's clock: nothing that feeds it can be faster."""
         ring, (start, end, *_) = self._ring, self._events
@@ -93,19 +120,21 @@ class Meter:
         """Batches through the ring, as many in flight as it holds, with their copies or without."""
         ring = self._ring
         flying: deque[int] = deque()
-        done = 0
+        done, launch_s = 0, 0.0
         thread_s, started = time.thread_time(), time.perf_counter()
         until = started + seconds
         while time.perf_counter() < until or done < FEWEST:
             host = done % len(ring.hosts)
+            before = time.thread_time()
             ring.launch(ring.hosts[host], self._batch, copies=copies)
+            launch_s += time.thread_time() - before
             flying.append(host)
             done += 1
             if len(flying) == ring.depth:
                 ring.finish(ring.hosts[flying.popleft()])
         while flying:
             ring.finish(ring.hosts[flying.popleft()])
-        return Pace(done, time.perf_counter() - started, time.thread_time() - thread_s)
+        return Pace(done, time.perf_counter() - started, time.thread_time() - thread_s, launch_s)
 
     def steps(self, seconds: float, least: int) -> Steps:
         """One batch at a time, step by step on one stream."""
@@ -144,16 +173,21 @@ class Meter:
         return times
 
     def copies(self) -> tuple[float, float]:
-        """Milliseconds of the copy in and of the copy out of a batch, back to back."""
-        found = []
-        for copy in (self._ring.copy_in, self._ring.copy_out):
-            self._driver.call("cuEventRecord", self._events[0], self._ring.compute)
-            for _ in range(FEWEST):
-                copy(self._ring.hosts[0], self._batch)
-            self._driver.call("cuEventRecord", self._events[1], self._ring.compute)
-            self._driver.call("cuEventSynchronize", self._events[1])
-            found.append(self._between(*self._events[:2]) / FEWEST)
-        return found[0], found[1]
+        """Milliseconds of the copy in and of the copy out of a batch, each back to back."""
+        host = self._ring.hosts[0]
+        into = self._alone(lambda batch: self._ring.copy_in(host, batch), FEWEST)
+        return into, self._alone(lambda batch: self._ring.copy_out(host, batch), FEWEST)
+
+    def _alone(self, put: Callable[[int], None], count: int) -> float:
+        """Milliseconds of something on the compute stream, back to back."""
+        start, end, *_ = self._events
+        put(self._batch)
+        self._driver.call("cuEventRecord", start, self._ring.compute)
+        for _ in range(count):
+            put(self._batch)
+        self._driver.call("cuEventRecord", end, self._ring.compute)
+        self._driver.call("cuEventSynchronize", end)
+        return self._between(start, end) / count
 
     def tutorial(self, shape: Shape) -> TutorialLoop:
         """The loop to compare with, on the same engine."""

@@ -7,9 +7,9 @@ graph 0.57 to 0.91 of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,15 @@ from edgeapp import errors
 from edgeapp.gpu import faults
 from edgeapp.gpu.buffers import Buffer
 from edgeapp.gpu.driver import CallError
+from edgeapp.gpu.filter import Filter
 from edgeapp.gpu.graphs import Graph
 from edgeapp.gpu.infer import HOST_DTYPES, GpuEngine
-from edgeapp.records import Letterbox, Shape, Tensors, nbytes
-from edgeapp.tensors import bfloat16_bits, bfloat16_values
+from edgeapp.gpu.intake import Input, Intake, up
+from edgeapp.records import CANDIDATES, COUNTS, Letterbox, Shape, Tensors, nbytes
+from edgeapp.tensors import bfloat16_values
 
 SLOTS = 3
 """Batches on the GPU at a time: one copied in, one computed, one copied out."""
-
-ALIGNMENT = 256
-"""What CUDA aligns an allocation to, and what kernels may count on."""
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream."""
@@ -38,39 +37,38 @@ BLOCKING_SYNC, DISABLE_TIMING = 1, 2
 """CU_EVENT_*: a waiting thread sleeps; no time stamps."""
 
 
-Fill = Callable[[Image.Image, tuple[int, int], NDArray[Any]], Letterbox]
-"""See edgeapp.preprocess.Preprocessor.fill."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """Where the outputs of a batch of `batch` lie in one piece of memory, so that one copy fetches them.
 
     Attributes:
         outputs: of each output tensor the offset (bytes), shape and dtype in memory.
-        size: bytes.
+        size: bytes of all.
+        fetched: of them, those that are copied out after every run: the first ones.
     """
 
     batch: int
     outputs: dict[str, tuple[int, Shape, np.dtype[Any]]]
     size: int
+    fetched: int
 
 
 @dataclass
 class Host:
-    """Page-locked memory of one batch: its input goes out of here, its outputs come in.
+    """Page-locked memory of one batch: its pictures go out of here, its outputs come in.
 
     Attributes:
-        input: the network input of every place, (batch, ...).
         slot: where it is on the GPU, while it is there.
-        layout: of the outputs that are in `_output`.
+        layout: of the outputs that came in.
+        whole: all of them, and not only what the filter picked.
     """
 
-    input: NDArray[Any]
-    _input: Buffer
-    _output: Buffer
+    input: Input
+    sent: Buffer
+    received: Buffer
     slot: Slot | None = None
     layout: Layout | None = None
+    whole: bool = False
 
 
 @dataclass
@@ -78,11 +76,14 @@ class Slot:
     """Device memory of one batch, and what runs on it.
 
     Attributes:
-        graphs: by batch size.
+        copied: what came from the host.
+        tensor: the address of the input tensor.
         uploaded, computed, done: events.
+        graphs: by batch size.
     """
 
-    input: Buffer
+    copied: Buffer
+    tensor: int
     output: Buffer
     uploaded: int
     computed: int
@@ -97,17 +98,20 @@ class Ring:
     flight `GpuEngine.infer` must not be used: both share one execution context.
 
     Args:
-        fill: makes the network input of one picture.
+        intake: how pictures become the input tensor.
+        shape: of the input of one picture.
         batch: pictures in the largest batch.
         least: in the smallest that the engine takes.
         hosts: how many batches there are between decoding and the last use of their outputs.
         spin: wait without sleeping: some microseconds sooner, at the price of a core.
         graphs: False has every launch enqueue the engine anew.
+        boxes: picks the boxes of the only output that reach the threshold, so that the rest need not be copied.
 
     Raises:
         DataError: this engine cannot work so: it has other inputs than pictures, or outputs of unknown size.
 
     Attributes:
+        intake: as given.
         hosts: use each for one batch at a time.
         not_captured: why there are no graphs, "" if there are.
     """
@@ -117,25 +121,25 @@ class Ring:
     def __init__(
         self,
         engine: GpuEngine,
-        fill: Fill,
+        intake: Intake,
         *,
+        shape: Shape,
         batch: int,
         least: int,
-        input_shape: Shape,
         hosts: int,
         spin: bool = False,
         graphs: bool = True,
+        boxes: Filter | None = None,
     ) -> None:
         if not engine.pictures_only:
             raise errors.DataError("the engine has other inputs than pictures")
         self._engine = engine
-        self._fill = fill
+        self.intake = intake
+        self._boxes = boxes
         self._driver = engine.driver
         self._batch = batch
         self._least = least
-        self._shape = input_shape
-        self._spec = engine.inputs[0]
-        self._dtype = HOST_DTYPES[self._spec.dtype]
+        self._shape = shape
         self.not_captured = "" if graphs else "they are switched off"
         self._layouts: dict[int, Layout] = {}
         self._turn = 0
@@ -146,7 +150,7 @@ class Ring:
             self._in, self.compute, self._out = (self._stream() for _ in range(3))
             flags = 0 if spin else BLOCKING_SYNC
             self._slots = [self._slot(largest.size, flags) for _ in range(SLOTS)]
-            self.hosts = [self._host(largest.size) for _ in range(hosts)]
+            self.hosts = [self._host(largest.fetched) for _ in range(hosts)]
             self._prepare_calls()
             self._make_graphs(batch)
         except BaseException:
@@ -156,15 +160,16 @@ class Ring:
     # --- making -------------------------------------------------------------------------------------------------------
 
     def _layout(self, batch: int) -> Layout:
-        """For a batch size, from the engine."""
+        """For a batch size, from the engine; what the filter picks comes first."""
         if batch not in self._layouts:
             shapes = self._engine.output_shapes((batch, *self._shape))
-            outputs, end = {}, 0
+            picked = up(self._boxes.nbytes(batch)) if self._boxes else 0
+            outputs, end = {}, picked
             for spec in self._engine.outputs:
                 dtype = HOST_DTYPES[spec.dtype]
                 outputs[spec.name] = (end, shapes[spec.name], dtype)
-                end += -(-max(1, nbytes(shapes[spec.name], dtype)) // ALIGNMENT) * ALIGNMENT
-            self._layouts[batch] = Layout(batch, outputs, end)
+                end += up(max(1, nbytes(shapes[spec.name], dtype)))
+            self._layouts[batch] = Layout(batch, outputs, end, picked or end)
         return self._layouts[batch]
 
     def _stream(self) -> int:
@@ -184,66 +189,76 @@ class Ring:
         return buffer
 
     def _slot(self, output_size: int, flags: int) -> Slot:
-        source, target = self._buffer(self._spec.name), self._buffer("outputs")
-        source.reserve_device(nbytes((self._batch, *self._shape), self._dtype))
-        target.reserve_device(output_size)
+        copied, output = self._buffer("input"), self._buffer("outputs")
+        copied.reserve_device(self.intake.size)
+        output.reserve_device(output_size)
+        tensor = copied.address
+        if self.intake.tensor_size:
+            made = self._buffer("input")
+            made.reserve_device(self.intake.tensor_size)
+            tensor = made.address
+        # Recording runs the engine once on what lies there.
+        self._driver.call("cuMemsetD8Async", copied.address, 0, self.intake.size, self.compute)
         uploaded, computed = self._event(DISABLE_TIMING), self._event(DISABLE_TIMING)
-        slot = Slot(source, target, uploaded, computed, self._event(DISABLE_TIMING | flags))
+        slot = Slot(copied, tensor, output, uploaded, computed, self._event(DISABLE_TIMING | flags))
         self._undo.callback(self._drop_graphs, slot)
         return slot
 
     def _host(self, output_size: int) -> Host:
-        source, target = self._buffer(self._spec.name), self._buffer("outputs")
-        shape = (self._batch, *self._shape)
-        source.reserve_host(nbytes(shape, self._dtype))
-        target.reserve_host(output_size)
-        array = source.host(shape, self._dtype)
-        array[:] = 0
-        return Host(array, source, target)
+        sent, received = self._buffer("input"), self._buffer("outputs")
+        sent.reserve_host(self.intake.size)
+        received.reserve_host(output_size)
+        memory = sent.host((self.intake.size,), np.dtype(np.uint8))
+        return Host(self.intake.input(memory), sent, received)
 
     def _prepare_calls(self) -> None:
         """The driver's functions for every batch, looked up once."""
-        function = self._driver.function
-        self._copy_in, self._copy_out = function("cuMemcpyHtoDAsync_v2"), function("cuMemcpyDtoHAsync_v2")
-        self._launch, self._record = function("cuGraphLaunch"), function("cuEventRecord")
-        self._wait, self._synchronize = function("cuStreamWaitEvent"), function("cuEventSynchronize")
+        quick = partial(self._driver.function, waits=False)
+        self._copy_in, self._copy_out = quick("cuMemcpyHtoDAsync_v2"), quick("cuMemcpyDtoHAsync_v2")
+        self._launch, self._record, self._wait = (
+            quick("cuGraphLaunch"),
+            quick("cuEventRecord"),
+            quick("cuStreamWaitEvent"),
+        )
+        self._synchronize = self._driver.function("cuEventSynchronize")
 
     def _make_graphs(self, batch: int) -> None:
         """For every slot; where it cannot be, `not_captured` says why and launches go without."""
         for slot in self._slots:
-            self._bind(slot, batch)
-            self._run_once()
+            self._enqueue(slot, batch)  # the first run of a shape loads kernels, which cannot be recorded
+            self._driver.call("cuStreamSynchronize", self.compute)
             if self.not_captured:
                 return
             try:
-                slot.graphs[batch] = Graph(self._driver, self.compute, lambda: self._engine.enqueue(self.compute))
+                slot.graphs[batch] = Graph(self._driver, self.compute, partial(self._enqueue, slot, batch))
             except (CallError, errors.EdgeappError) as error:
                 if self._driver.context_code() != 0:
                     raise
                 self.not_captured = " ".join(str(error).split())
-                self._run_once()
+                return
 
-    def _bind(self, slot: Slot, batch: int) -> None:
+    def _enqueue(self, slot: Slot, batch: int) -> None:
+        """Put on the compute stream all that a batch needs there."""
         layout = self._layout(batch)
-        self._engine.output_shapes((batch, *self._shape))
-        addresses = {name: slot.output.address + offset for name, (offset, _, _) in layout.outputs.items()}
-        self._engine.bind({self._spec.name: slot.input.address, **addresses}, (slot.uploaded, batch))
-
-    def _run_once(self) -> None:
-        """The first run of a shape loads kernels, which cannot be recorded."""
+        if self._engine.bound != (slot.uploaded, batch):
+            self._engine.output_shapes((batch, *self._shape))
+            addresses = {name: slot.output.address + offset for name, (offset, _, _) in layout.outputs.items()}
+            self._engine.bind({self._engine.inputs[0].name: slot.tensor, **addresses}, (slot.uploaded, batch))
+        self.intake.enqueue(slot.copied.address, slot.tensor, batch, self.compute)
         self._engine.enqueue(self.compute)
-        self._driver.call("cuStreamSynchronize", self.compute)
+        if self._boxes is not None:
+            dense = slot.output.address + layout.fetched
+            self._boxes.launch(dense, slot.output.address, batch, self.compute)
 
     # --- running ------------------------------------------------------------------------------------------------------
 
+    def begin(self, host: Host) -> None:
+        """Make all its places unused."""
+        host.input.clear()
+
     def fill(self, host: Host, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
         """Put a picture into its place of the batch; any thread may, each for another place."""
-        if self._spec.dtype != "bfloat16":
-            return self._fill(image, picture_wh, host.input[place])
-        values = np.empty(self._shape, np.float32)
-        letterbox = self._fill(image, picture_wh, values)
-        host.input[place] = bfloat16_bits(values)
-        return letterbox
+        return host.input.fill(place, image, picture_wh)
 
     def places(self, count: int) -> int:
         """The batch size that runs for `count` pictures: a power of two, or the largest."""
@@ -260,61 +275,27 @@ class Ring:
         batch = self.places(count)
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % SLOTS
-        host.slot, host.layout = slot, self._layouts.get(batch) or self._layout(batch)
+        host.slot, host.layout, host.whole = slot, self._layouts.get(batch) or self._layout(batch), self._boxes is None
         if batch not in slot.graphs and not self.not_captured:
             self._more_graphs(batch)
         graph = slot.graphs.get(batch)
         code = 0
         if copies:
-            size = nbytes((batch, *self._shape), self._dtype)
-            code = self._copy_in(slot.input.address, host._input.host_address, size, self._in)
+            size = host.input.used(batch)
+            code = self._copy_in(slot.copied.address, host.sent.host_address, size, self._in)
             code = code or self._record(slot.uploaded, self._in) or self._wait(self.compute, slot.uploaded, 0)
         if graph is not None:
             code = code or self._launch(graph.handle, self.compute)
         elif not code:
-            if self._engine.bound != (slot.uploaded, batch):
-                self._bind(slot, batch)
-            self._engine.enqueue(self.compute)
+            self._enqueue(slot, batch)
         last = self.compute
         if copies:
             code = code or self._record(slot.computed, last) or self._wait(self._out, slot.computed, 0)
             last = self._out
-            code = code or self._copy_out(host._output.host_address, slot.output.address, host.layout.size, last)
+            code = code or self._copy_out(host.received.host_address, slot.output.address, host.layout.fetched, last)
         code = code or self._record(slot.done, last)
         if code:
             raise self._lost(code)
-
-    def nodes(self, batch: int) -> int:
-        """How many nodes the graph of a batch size has; 0 without."""
-        graph = self._slots[0].graphs.get(batch)
-        return graph.nodes if graph else 0
-
-    def enqueue_once(self, batch: int, *, first: bool = False) -> None:
-        """Put one run on the compute stream, and nothing else; slot after slot, or always the first one. To measure."""
-        slot = self._slots[0 if first else self._turn]
-        self._turn = (self._turn + 1) % SLOTS
-        graph = slot.graphs.get(batch)
-        if graph is not None:
-            if code := self._launch(graph.handle, self.compute):
-                raise self._lost(code)
-            return
-        if self._engine.bound != (slot.uploaded, batch):
-            self._bind(slot, batch)
-        self._engine.enqueue(self.compute)
-
-    def copy_in(self, host: Host, batch: int) -> None:
-        """Put the copy of a batch's input on the compute stream; to measure."""
-        size = nbytes((batch, *self._shape), self._dtype)
-        self._driver.call(
-            "cuMemcpyHtoDAsync_v2", self._slots[0].input.address, host._input.host_address, size, self.compute
-        )
-
-    def copy_out(self, host: Host, batch: int) -> None:
-        """Put the copy of a batch's outputs on the compute stream; to measure."""
-        size = self._layout(batch).size
-        self._driver.call(
-            "cuMemcpyDtoHAsync_v2", host._output.host_address, self._slots[0].output.address, size, self.compute
-        )
 
     def _more_graphs(self, batch: int) -> None:
         """Record another batch size; nothing else may be on the compute stream meanwhile."""
@@ -323,25 +304,75 @@ class Ring:
 
     def finish(self, host: Host) -> None:
         """Wait for a batch."""
-        assert host.slot is not None
-        code = self._synchronize(host.slot.done)
+        slot, layout = host.slot, host.layout
+        assert slot is not None
+        assert layout is not None
+        code = self._synchronize(slot.done)
         host.slot = None
+        if self._boxes is not None and not code and self._boxes.overflown(self._memory(host), layout.batch):
+            # More boxes than the filter has room for: the whole output is needed after all.
+            host.received.reserve_host(layout.size)
+            code = self._copy_out(host.received.host_address, slot.output.address, layout.size, self._out)
+            code = code or self._record(slot.done, self._out) or self._synchronize(slot.done)
+            host.whole = True
         if code:
             raise self._lost(code)
+
+    @staticmethod
+    def _memory(host: Host) -> NDArray[np.uint8]:
+        assert host.layout is not None
+        return host.received.host((host.layout.size if host.whole else host.layout.fetched,), np.dtype(np.uint8))
 
     def outputs(self, host: Host) -> Tensors:
         """The outputs of a finished batch: arrays in page-locked memory, valid until the host is launched again.
 
-        bfloat16 comes as float32, in memory of its own.
+        bfloat16 comes as float32, in memory of its own. With a filter there are COUNTS and CANDIDATES, and the output
+        itself only where a place had more boxes than there was room for.
         """
         assert host.layout is not None
-        memory = host._output.host((host.layout.size,), np.dtype(np.uint8))
+        memory = self._memory(host)
         found: Tensors = {}
-        for spec in self._engine.outputs:
+        if self._boxes is not None:
+            found[COUNTS], found[CANDIDATES] = self._boxes.split(memory, host.layout.batch)
+        for spec in self._engine.outputs if host.whole else ():
             offset, shape, dtype = host.layout.outputs[spec.name]
             array = memory[offset : offset + nbytes(shape, dtype)].view(dtype).reshape(shape)
             found[spec.name] = bfloat16_values(array) if spec.dtype == "bfloat16" else array
         return found
+
+    # --- to measure ---------------------------------------------------------------------------------------------------
+
+    def nodes(self, batch: int) -> int:
+        """How many nodes the graph of a batch size has; 0 without."""
+        graph = self._slots[0].graphs.get(batch)
+        return graph.nodes if graph else 0
+
+    def enqueue_once(self, batch: int, *, first: bool = False) -> None:
+        """Put one run on the compute stream, and nothing else; slot after slot, or always the first one."""
+        slot = self._slots[0 if first else self._turn]
+        self._turn = (self._turn + 1) % SLOTS
+        graph = slot.graphs.get(batch)
+        if graph is None:
+            self._enqueue(slot, batch)
+        elif code := self._launch(graph.handle, self.compute):
+            raise self._lost(code)
+
+    def prepare_once(self, batch: int) -> None:
+        """Put on the compute stream what makes the input tensor, and nothing else."""
+        slot = self._slots[0]
+        self.intake.enqueue(slot.copied.address, slot.tensor, batch, self.compute)
+
+    def copy_in(self, host: Host, batch: int) -> None:
+        """Put the copy of a batch's input on the compute stream."""
+        address, size = self._slots[0].copied.address, host.input.used(batch)
+        self._driver.call("cuMemcpyHtoDAsync_v2", address, host.sent.host_address, size, self.compute)
+
+    def copy_out(self, host: Host, batch: int) -> None:
+        """Put the copy of a batch's outputs on the compute stream."""
+        address, size = self._slots[0].output.address, self._layout(batch).fetched
+        self._driver.call("cuMemcpyDtoHAsync_v2", host.received.host_address, address, size, self.compute)
+
+    # --- ending -------------------------------------------------------------------------------------------------------
 
     def _lost(self, code: int) -> errors.EdgeappError:
         error = CallError("a batch", code)

@@ -1,0 +1,216 @@
+"""What crosses to the GPU for a batch of pictures: network input made on the CPU, or the pixels themselves."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgeapp.fitting import Fitting, reduced_fitting
+from edgeapp.gpu.infer import HOST_DTYPES
+from edgeapp.gpu.preprocess import PICTURE, Preparer, picture_row
+from edgeapp.model import Card
+from edgeapp.pixels import pixels_of
+from edgeapp.records import Letterbox, Shape, TensorSpec, nbytes
+from edgeapp.tensors import bfloat16_bits
+
+ALIGNMENT = 256
+"""What CUDA aligns an allocation to, and what kernels may count on."""
+
+PIXEL_BYTES = 4
+"""Pillow keeps RGB with a fourth byte, and threads of a GPU like to read four."""
+
+FULL_HD_BYTES = 1920 * 1080 * PIXEL_BYTES
+ROOMY_BYTES, ROOMIER_BYTES = 64 << 20, 272 << 20
+"""Up to this size of a batch every place has room for a full HD picture: where JPEGs are decoded at a size near that of
+the network, and where they are decoded in full."""
+
+NETWORK_SIZES = 2.25
+"""Room of a place in larger batches, in pictures of the network's size: a JPEG is decoded at less than twice the size
+that it is resized to, so at 1 to 4 times the pixels."""
+
+
+class Preprocess(Protocol):
+    """edgeapp.preprocess.Preprocessor."""
+
+    card: Card
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def fill(self, image: Image.Image, picture_wh: tuple[int, int], out: NDArray[Any]) -> Letterbox: ...
+
+    def fitted(self, image: Image.Image, place: Fitting) -> Image.Image: ...
+
+
+class Input(Protocol):
+    """The part of a batch's page-locked memory that is copied in."""
+
+    def clear(self) -> None:
+        """Make all places unused."""
+        ...
+
+    def fill(self, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
+        """Put a picture into its place; any thread may, each for another place."""
+        ...
+
+    def used(self, batch: int, /) -> int:
+        """How many bytes have to be copied for a batch of that size."""
+        ...
+
+
+class Intake(Protocol):
+    """How pictures become the input tensor.
+
+    Attributes:
+        size: bytes of a batch, in page-locked memory and on the device.
+        tensor_size: bytes of the input tensor on the device, where it is not what is copied; else 0.
+    """
+
+    size: int
+    tensor_size: int
+
+    def input(self, memory: NDArray[np.uint8]) -> Input:
+        """An empty batch in page-locked memory of `size` bytes."""
+        ...
+
+    def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
+        """Put on a stream what makes the input tensor of what was copied; device addresses."""
+        ...
+
+
+def up(size: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class ReadyInput:
+    """The network input of every place, made on the CPU."""
+
+    def __init__(self, array: NDArray[Any], preprocess: Preprocess) -> None:
+        self.array = array
+        self._preprocess = preprocess
+
+    def clear(self) -> None:
+        """Nothing: what an unused place holds is computed along, and nobody looks at it."""
+
+    def fill(self, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
+        target = self.array[place]
+        if target.dtype == self._preprocess.dtype:
+            return self._preprocess.fill(image, picture_wh, target)
+        values = np.empty(self._preprocess.shape, self._preprocess.dtype)  # bfloat16, which NumPy has not
+        letterbox = self._preprocess.fill(image, picture_wh, values)
+        target[...] = bfloat16_bits(values)
+        return letterbox
+
+    def used(self, batch: int) -> int:
+        return self.array[:batch].nbytes
+
+
+class ReadyIntake:
+    """Pictures become network input on the CPU.
+
+    Args:
+        spec: the engine's input.
+        batch: pictures in the largest batch.
+    """
+
+    tensor_size = 0
+
+    def __init__(self, preprocess: Preprocess, spec: TensorSpec, batch: int) -> None:
+        self._preprocess = preprocess
+        self._dtype = HOST_DTYPES[spec.dtype]
+        self._shape = (batch, *preprocess.shape)
+        self.size = nbytes(self._shape, self._dtype)
+
+    def input(self, memory: NDArray[np.uint8]) -> ReadyInput:
+        array = memory.view(self._dtype).reshape(self._shape)
+        array[:] = 0
+        return ReadyInput(array, self._preprocess)
+
+    def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
+        """Nothing: what is copied is the tensor."""
+
+
+class PixelInput:
+    """The pictures of a batch as they were decoded, one behind the other, and before them where each one is."""
+
+    def __init__(self, memory: NDArray[np.uint8], batch: int, preprocess: Preprocess, reserve: int) -> None:
+        self._memory = memory
+        self._start = up(batch * PICTURE.itemsize)
+        self._rows = memory[: batch * PICTURE.itemsize].view(PICTURE)
+        self._preprocess = preprocess
+        self._reserve = reserve
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        self._rows[:] = np.zeros((), PICTURE)
+        self._end = self._start
+        self._left = len(self._rows)
+
+    def fill(self, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
+        """The pixels where there is room for them, else a picture of the network's size, for which there always is."""
+        card = self._preprocess.card
+        where = reduced_fitting(image.size, picture_wh, card)
+        offset = self._room(image.width * image.height * PIXEL_BYTES)
+        if offset is None:
+            image = self._preprocess.fitted(image, where)
+            where = where._replace(box=(0.0, 0.0, float(image.width), float(image.height)))
+            offset = self._room(image.width * image.height * PIXEL_BYTES, last=True)
+            assert offset is not None
+        pixels = pixels_of(image if image.mode == "RGB" else image.convert("RGB"))
+        self._memory[offset : offset + pixels.nbytes].reshape(pixels.shape)[...] = pixels
+        self._rows[place] = picture_row(
+            where, image.size, antialias=card.antialias, offset=offset,
+            row_bytes=image.width * PIXEL_BYTES, pixel_bytes=PIXEL_BYTES,
+        )  # fmt: skip
+        return where.letterbox
+
+    def _room(self, size: int, *, last: bool = False) -> int | None:
+        """Where so many bytes may go; None when those who follow would have no room left."""
+        with self._lock:
+            end = self._end + up(size)
+            if not last and end + (self._left - 1) * self._reserve > len(self._memory):
+                return None
+            offset, self._end = self._end, end
+            self._left -= 1
+            return offset
+
+    def used(self, _: int) -> int:
+        return self._end
+
+
+class PixelIntake:
+    """Pictures cross as bytes and become network input on the GPU.
+
+    Args:
+        spec: the engine's input.
+        batch: pictures in the largest batch.
+        preparer: does it.
+    """
+
+    def __init__(self, preprocess: Preprocess, spec: TensorSpec, batch: int, preparer: Preparer) -> None:
+        self._preprocess = preprocess
+        self._preparer = preparer
+        self._batch = batch
+        width, height = preprocess.card.size_wh
+        self._reserve = up(width * height * PIXEL_BYTES)
+        roomy = ROOMY_BYTES if preprocess.card.antialias else ROOMIER_BYTES
+        room = max(int(NETWORK_SIZES * batch * self._reserve), min(roomy, batch * FULL_HD_BYTES))
+        self._header = up(batch * PICTURE.itemsize)
+        self.size = self._header + up(max(room, 4 * self._reserve))
+        self.tensor_size = nbytes((batch, *preprocess.shape), HOST_DTYPES[spec.dtype])
+
+    def input(self, memory: NDArray[np.uint8]) -> PixelInput:
+        return PixelInput(memory, self._batch, self._preprocess, self._reserve)
+
+    def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
+        # Offsets of the pictures count from the start of what is copied.
+        self._preparer.launch(copied, copied, tensor, batch, stream)
