@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 import xml.dom.minidom
 from pathlib import Path
 
@@ -125,3 +128,16 @@ def test_advice_says_what_holds_the_model_up(changed: dict[str, object], told: l
     assert len(lines) == len(told), lines
     for line, part in zip(lines, told, strict=True):
         assert part in line
+
+
+@pytest.mark.parametrize("mode", ["engine", "files", "tutorial"])
+def test_signal_ends_a_long_measurement(source_program: Program, mode: str) -> None:
+    """Not at the end of the block, which may be hours away."""
+    child = source_program.start(
+        "bench", "--engine", DEMO / "model.onnx", "--input", DEMO, "--mode", mode, "--duration", "3600",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(2)
+    child.send_signal(signal.SIGINT)
+    out, talk = child.communicate(timeout=20)
+    assert (child.returncode, out) == (-signal.SIGINT, b""), talk

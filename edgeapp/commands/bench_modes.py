@@ -142,12 +142,12 @@ class Modes:
 
             if isinstance(runner, Ring):
                 ring = open_ring(model, model.preprocess, settings, stack, hosts=Ring.depth + 1, on_gpu=False)
-                self._meter = Meter(ring, engine, model.batch)
+                self._meter = Meter(ring, engine, model.batch, stop.check)
                 stack.callback(self._meter.close)
                 self._meter.randomise()
                 self._power = Power(engine.driver.bus_id(settings.device))
                 if isinstance(runner.intake, PixelIntake):
-                    self._pixels = Meter(runner, engine, model.batch)
+                    self._pixels = Meter(runner, engine, model.batch, stop.check)
                     stack.callback(self._pixels.close)
 
     def measure(self, talk: Talk) -> dict[str, Any]:
@@ -265,6 +265,7 @@ class Modes:
         tensors = self._tensors()
         done, started = 0, time.perf_counter()
         while time.perf_counter() < started + seconds or not done:
+            self._stop.check()
             self._model.engine.infer(tensors)
             done += 1
         return Block(done, time.perf_counter() - started)
@@ -350,6 +351,7 @@ class Modes:
                 step = loop.step
             done, started = 0, time.perf_counter()
             while time.perf_counter() < started + seconds or not done:
+                self._stop.check()
                 with Image.open(files[done % len(files)]) as file:
                     image = file.convert(mode).resize(card.size_wh, Image.Resampling.BILINEAR)
                 tensor = (np.asarray(image) / 255.0).astype(np.float32).reshape(*card.size_wh[::-1], -1)

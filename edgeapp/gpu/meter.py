@@ -63,9 +63,11 @@ class Meter:
 
     Args:
         batch: pictures in a batch.
+        check_stop: called between batches; raises when a signal came.
     """
 
-    def __init__(self, ring: Ring, engine: GpuEngine, batch: int) -> None:
+    def __init__(self, ring: Ring, engine: GpuEngine, batch: int, check_stop: Callable[[], None]) -> None:
+        self._check_stop = check_stop
         self._ring = ring
         self._engine = engine
         self._driver = engine.driver
@@ -105,6 +107,7 @@ class Meter:
         count, done, gpu_s = FEWEST, 0, 0.0
         until = time.perf_counter() + seconds
         while time.perf_counter() < until or not done:
+            self._check_stop()
             self._driver.call("cuEventRecord", start, ring.compute)
             for _ in range(count):
                 ring.enqueue_once(self._batch)
@@ -124,6 +127,7 @@ class Meter:
         thread_s, started = time.thread_time(), time.perf_counter()
         until = started + seconds
         while time.perf_counter() < until or done < FEWEST:
+            self._check_stop()
             host = done % len(ring.hosts)
             before = time.thread_time()
             ring.launch(ring.hosts[host], self._batch, copies=copies)
@@ -142,6 +146,7 @@ class Meter:
         found = Steps()
         first = time.perf_counter()
         while time.perf_counter() < first + seconds or len(found.total) < least:
+            self._check_stop()
             started = time.perf_counter()
             driver.call("cuEventRecord", self._events[0], ring.compute)
             ring.copy_in(ring.hosts[0], self._batch)
@@ -166,6 +171,7 @@ class Meter:
         host = self._ring.hosts[0]
         until = time.perf_counter() + seconds
         while time.perf_counter() < until or len(times) < least:
+            self._check_stop()
             started = time.perf_counter()
             self._ring.launch(host, self._batch)
             self._ring.finish(host)

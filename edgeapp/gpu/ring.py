@@ -7,12 +7,13 @@ graph 0.57 to 0.91 of it.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pycuda.driver as cuda
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -185,7 +186,7 @@ class Ring:
 
     def _buffer(self, name: str) -> Buffer:
         buffer = Buffer(name, self._driver)
-        self._undo.callback(buffer.free)
+        self._undo.callback(_free, buffer)
         return buffer
 
     def _slot(self, output_size: int, flags: int) -> Slot:
@@ -388,3 +389,8 @@ class Ring:
         for stream in self._streams:
             self._driver.function("cuStreamSynchronize")(stream)
         self._undo.close()
+
+
+def _free(buffer: Buffer) -> None:
+    with suppress(cuda.Error):  # of a broken context, which somebody else tells of
+        buffer.free()
