@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgeapp import errors, paths, plan
+from edgeapp import cores, errors, paths, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands.bench_report import advice, report
 from edgeapp.commands.bench_wanted import Wanted
-from edgeapp.commands.opening import Model, chosen, default_decoders, make_runner, open_model
+from edgeapp.commands.opening import Model, chosen, make_runner, open_model
 from edgeapp.log import Talk, tell
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -48,7 +48,7 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
     with ExitStack() as stack:
         model = open_model(plan.identify(settings.engine), settings, trace, talk, stop, stack, total=None)
         _check_shapes(model, wanted)
-        decoders = settings.decode_threads or default_decoders()
+        decoders = settings.decode_threads or cores.usable()
         runner = None
         if model.preprocess is not None:
             if not settings.exact_decode:

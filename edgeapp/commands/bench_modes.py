@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from edgeapp import errors
+from edgeapp import cores, errors
 from edgeapp.commands.bench_wanted import MODES, Wanted
 from edgeapp.commands.opening import Model, open_ring
 from edgeapp.log import Talk
@@ -170,7 +170,7 @@ class Modes:
             "inputs": [str(spec) for spec in self._model.engine.inputs],
             "batch": self._model.batch,
             "decode_threads": self._decoders,
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores.usable(),
             "modes": [row.told(floor) for row in rows],
         }
         if self._meter is not None and floor is not None:

@@ -220,11 +220,6 @@ def _batch(wanted: int | str | None, inputs: Sequence[TensorSpec], total: int | 
     return min(batch, max(least, total or batch)), least
 
 
-def default_decoders() -> int:
-    """Threads that decode: one for each core that this process may use, also where the engine computes on them."""
-    return len(os.sched_getaffinity(0))
-
-
 def make_runner(
     model: Model, preprocess: Preprocessor, settings: Settings, stack: ExitStack, *, decoders: int, total: int | None
 ) -> Runner:

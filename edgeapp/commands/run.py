@@ -6,9 +6,9 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from edgeapp import errors, paths, plan
+from edgeapp import cores, errors, paths, plan
 from edgeapp.bootstrap import Trace
-from edgeapp.commands.opening import chosen, default_decoders, make_runner, open_model
+from edgeapp.commands.opening import chosen, make_runner, open_model
 from edgeapp.log import Talk
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -50,7 +50,7 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
     _protect(settings, source)
     with ExitStack() as stack:
         model = open_model(model_file, settings, trace, talk, stop, stack, total=source.total)
-        decoders = settings.decode_threads or default_decoders()
+        decoders = settings.decode_threads or cores.usable()
         runner = None
         if model.preprocess is not None:
             if settings.save is None and not settings.exact_decode:
