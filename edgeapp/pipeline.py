@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import sys
 import threading
@@ -290,6 +291,7 @@ class Pipeline:
         self._free: SimpleQueue[Any] = SimpleQueue()
         self._unwritten: SimpleQueue[bool] = SimpleQueue()
         self._ready: SimpleQueue[Batch | None] = SimpleQueue()
+        self._waiting: list[tuple[int, Batch]] = []
         self._events: SimpleQueue[Batch | BaseException | int | None] = SimpleQueue()
         self._last_finish_s = 0.0
         self.summary = Summary()
@@ -441,7 +443,7 @@ class Pipeline:
                 batch = None
                 if len(flying) < depth:
                     try:
-                        batch = self._ready.get(block=not flying)
+                        batch = self._oldest(block=not flying)
                     except Empty:
                         self._land(flying.popleft())
                         continue
@@ -461,6 +463,19 @@ class Pipeline:
                 self._runner.finish(flying.popleft().host)
         finally:
             self._engine.leave()
+
+    def _oldest(self, *, block: bool) -> Batch | None:
+        """The earliest of the batches that are read, as results are written in order; None when the run has to end.
+
+        Raises:
+            Empty: there is none, and `block` is False.
+        """
+        while not self._waiting or not self._ready.empty():
+            batch = self._ready.get(block=block and not self._waiting)
+            if batch is None:
+                return None
+            heapq.heappush(self._waiting, (batch.number, batch))
+        return heapq.heappop(self._waiting)[1]
 
     def _launch(self, batch: Batch) -> bool:
         """Start a batch of pictures; False when none could be read, or the engine refuses them."""

@@ -232,6 +232,36 @@ def test_what_waits_for_the_engine_is_given_up_at_the_end(run: Run, tmp_path: Pa
     assert len(run.batches) <= begun + 3
 
 
+def test_earliest_input_has_the_engine_first(run: Run, tmp_path: Path) -> None:
+    """A picture that takes long to read does not wait for all that were read meanwhile."""
+    run.hosts = 64
+    names = [plain_png(tmp_path / f"{i}.png", COLORS[i % 3]) for i in range(40)]
+    files = run.files(*names)
+    infer, read = run.engine.infer, files.read
+    begun = 0
+
+    def slow(tensors: Tensors) -> Tensors:
+        time.sleep(0.05)
+        return infer(tensors)
+
+    def read_first_late(frame: Frame) -> None:
+        if frame.path == str(names[0]):
+            time.sleep(0.3)
+        read(frame)
+
+    def write(result: Result) -> None:
+        nonlocal begun
+        begun = begun or len(run.batches)
+        run.written.append(result)
+
+    run.engine.infer = slow  # type: ignore[method-assign]
+    run.write = write  # type: ignore[method-assign]
+    files.read = read_first_late  # type: ignore[method-assign]
+    run(files)
+    assert [result.frame.path for result in run.written] == list(map(str, names))
+    assert begun < 25  # 7 in the time, and one that had begun
+
+
 def test_refused_threads_are_the_systems_refusal(run: Run, inputs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on processes is no bug of the program. Stand-in: the limit binds no test that is run as root."""
     start, left = threading.Thread.start, 0
