@@ -34,6 +34,13 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
     for mode in ("pixels", "frames", "files", "tutorial"):
         if mode in wanted.modes and not settings.input:
             raise errors.UsageError(f"--mode {mode} needs pictures", "", "name a folder with --input")
+    if "-" in settings.input:
+        raise errors.UsageError("bench reads no list from standard input", "", "name a folder with --input")
+    for path in filter(None, (wanted.export_times, wanted.plot)):
+        folder = os.path.dirname(path) or "."
+        if not os.access(folder, os.W_OK | os.X_OK):
+            why = "permission denied" if os.path.isdir(folder) else "there is no such folder"
+            raise errors.CannotWriteError(f"cannot write {paths.printable(path)}", why, "name another file")
     if os.path.isdir(settings.engine):
         settings = chosen(settings, talk)
     if wanted.shapes and settings.batch is None:

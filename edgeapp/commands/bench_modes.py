@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from edgeapp import cores, errors
+from edgeapp import cores, errors, paths
 from edgeapp.commands.bench_wanted import MODES, Wanted
 from edgeapp.commands.opening import Model, open_ring
 from edgeapp.log import Talk
@@ -352,8 +352,16 @@ class Modes:
             done, started = 0, time.perf_counter()
             while time.perf_counter() < started + seconds or not done:
                 self._stop.check()
-                with Image.open(files[done % len(files)]) as file:
-                    image = file.convert(mode).resize(card.size_wh, Image.Resampling.BILINEAR)
+                file = files[done % len(files)]
+                try:
+                    with Image.open(file) as picture:
+                        image = picture.convert(mode).resize(card.size_wh, Image.Resampling.BILINEAR)
+                except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+                    files.remove(file)
+                    if not files:
+                        what = f"cannot read {paths.printable(file)}"
+                        raise errors.DataError(what, str(error), "give a JPEG, PNG, BMP or WebP picture") from error
+                    continue
                 tensor = (np.asarray(image) / 255.0).astype(np.float32).reshape(*card.size_wh[::-1], -1)
                 step(np.broadcast_to(tensor if card.layout == "NHWC" else tensor.transpose(2, 0, 1), shape))
                 done += 1

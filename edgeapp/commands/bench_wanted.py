@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeapp import errors
-from edgeapp.settings import choice, integer, number
+from edgeapp.settings import choice, integer, name, number
 
 MODES = ("engine", "copies", "pixels", "frames", "files", "tutorial")
 
@@ -62,9 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--use-spin-wait", "--useSpinWait", dest="spin", action="store_true", help="as --sync spin")
     group.add_argument("--no-data-transfers", "--noDataTransfers", dest="no_copies", action="store_true",
                        help="as --mode engine")  # fmt: skip
-    group.add_argument("--export-times", "--exportTimes", dest="export_times", metavar="FILE.json",
+    group.add_argument("--export-times", "--exportTimes", dest="export_times", metavar="FILE.json", type=_word(name),
                        help="every batch of the latency measurement")  # fmt: skip
-    group.add_argument("--plot", metavar="FILE.svg", help="a picture of the latencies and of what a batch waits for")
+    group.add_argument(
+        "--plot", metavar="FILE.svg", type=_word(name), help="a picture of the latencies and of what a batch waits for"
+    )
     group.add_argument("--json", action="store_true", help="print one JSON object")
 
 
