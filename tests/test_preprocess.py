@@ -96,7 +96,7 @@ def test_letterbox_keeps_all_and_centres(size: tuple[int, int]) -> None:
     assert abs(left - (64 - right)) <= 1
     assert abs(top - (64 - bottom)) <= 1
     assert (pixels[~inner] == 114).all()
-    back = to_picture(np.array([[left, top, right, bottom]], np.float32), letterbox)
+    back = to_picture(np.array([[left, top, right, bottom]], np.float32), np.zeros(1, np.int64), [letterbox])
     assert np.allclose(back, [[0, 0, *size]], atol=1e-3)
 
 
