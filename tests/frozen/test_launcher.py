@@ -618,7 +618,7 @@ def test_lock_of_another_user_holds_nobody_up(binary: Path) -> None:
 def test_changed_content_that_a_program_uses_is_not_removed_under_it(binary: Path, warm: Path, content: Path) -> None:
     """The next start takes another folder, and says why; the program goes on."""
     home = warm.parent / "home"
-    home.mkdir()
+    assert start(binary, "--version", EDGEAPP_CACHE=f"{home}/.cache/edgeapp").returncode == 0
     env = {"EDGEAPP_CACHE": str(warm), "HOME": str(home)}
     model = ROOT / "edgeapp" / "data" / "demo" / "model.onnx"
     words = [binary, "--engine", model, "--input", "-", "--quiet"]
