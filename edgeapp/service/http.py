@@ -1,0 +1,412 @@
+"""A small HTTP server that cannot hold up the work: one thread, few connections, short deadlines, GET and HEAD.
+
+Every connection is for one request. Bodies are never read as such; nothing is taken from the file system by name.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+import selectors
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+from edgeapp import errors, paths
+from edgeapp.log import Talk
+
+MOST_CONNECTIONS = 16
+"""Of more the one that has been there longest gives way: in good faith they last milliseconds."""
+
+BACKLOG = 64
+MOST_HEADER_BYTES, MOST_HEADERS = 8192, 64
+REQUEST_S, RESPONSE_S, LINGER_S = 5.0, 5.0, 1.0
+"""Deadlines for the whole request, for taking the whole response, and for the client's end afterwards."""
+
+MOST_IGNORED_BYTES = 1 << 18
+"""What a client may still send after its response; closing with unread data would tear the response away."""
+
+MOST_PER_S, BURST = 200, 50
+"""Responses; more are slowed down, for each takes about as much as a picture takes of the interpreter."""
+
+TICK_S, PAUSE_S = 0.5, 0.1
+MOST_UNIX_PATH_BYTES = 107
+SOCKET_MODE = 0o660
+
+REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]{1,2048}) HTTP/(\d)\.(\d)")
+HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+HEADER_END = re.compile(rb"\r?\n\r?\n")
+REASONS = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
+    421: "Misdirected Request", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    503: "Service Unavailable", 505: "HTTP Version Not Supported",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Response:
+    """Status, type and bytes of an answer, and headers beside those that all answers have."""
+
+    status: int
+    content_type: str = "text/plain; charset=utf-8"
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen: an IP address with a port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return paths.printable(self.path)
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return bool(self.path) or ipaddress.ip_address(self.host).is_loopback
+
+
+def parse_address(text: str) -> Address:
+    """PORT (on loopback), HOST:PORT, [IPv6]:PORT, or a path with a slash in it, unix:PATH too.
+
+    A host is an IP address, localhost, or nothing for all addresses; names would need a name server.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text.startswith("unix:") or "/" in text:
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path or len(os.fsencode(path)) > MOST_UNIX_PATH_BYTES:
+            raise errors.UsageError(
+                f"cannot listen on {paths.printable(text)}",
+                f"the path of a Unix socket has 1 to {MOST_UNIX_PATH_BYTES} bytes",
+                "use a shorter path: /run/edgeapp/http.sock",
+            )
+        return Address(path=path)
+    host, colon, port = text.rpartition(":")
+    host = "127.0.0.1" if not colon or host == "localhost" else host or "0.0.0.0"
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        ipaddress.ip_address(host)
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 1 << 16):
+            raise ValueError
+    except ValueError:
+        raise errors.UsageError(
+            f"cannot listen on {paths.printable(text)}",
+            "IP-ADDRESS:PORT or the path of a Unix socket is wanted",
+            "127.0.0.1:9100, [::1]:9100 or /run/edgeapp/http.sock",
+        ) from None
+    return Address(host, int(port))
+
+
+class _Connection:
+    """A client: what it sent, what it is still to get, and until when it is waited for."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self.socket = client
+        self.until_s = time.monotonic() + REQUEST_S
+        self.request = bytearray()
+        self.response: memoryview | None = None
+        self.ignored = 0
+
+
+class Server:
+    """Answers on an address while the body of `with` runs.
+
+    Args:
+        address: of parse_address().
+        answer: path -> Response, without the query; called by the server's thread.
+        talk: told of a listener that others can reach, and of bugs.
+
+    Attributes:
+        address: the one that is listened on; its port is the one that the system chose when 0 was asked for.
+
+    Raises:
+        EdgeappError: the address is in use, not permitted, or not of this machine.
+    """
+
+    def __init__(self, address: Address, answer: Callable[[str], Response], talk: Talk) -> None:
+        self._answer = answer
+        self._talk = talk
+        self._ended = False
+        self._next_s = 0.0
+        self._connections: dict[socket.socket, _Connection] = {}
+        self._listener = _listen_unix(address.path) if address.path else _listen_inet(address)
+        self._inode = os.stat(address.path).st_ino if address.path else 0
+        self.address = address if address.path else Address(address.host, self._listener.getsockname()[1])
+        if not address.local:
+            talk.note(f"edgeapp: warning: who can reach {self.address} sees the state, the pictures and their names")
+
+    def __enter__(self) -> Server:
+        with ExitStack() as stack:
+            stack.callback(self._close_listener)
+            try:
+                wake, self._wake = socket.socketpair()
+                stack.enter_context(wake)
+                stack.enter_context(self._wake)
+                self._selector = stack.enter_context(selectors.DefaultSelector())
+                self._selector.register(self._listener, selectors.EVENT_READ)
+                self._selector.register(wake, selectors.EVENT_READ)
+                self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+                self._thread.start()
+            except (OSError, RuntimeError) as error:
+                raise errors.SystemRefusedError("cannot start the HTTP server", str(error)) from error
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        self._wake.shutdown(socket.SHUT_WR)
+        self._thread.join()
+        for client in list(self._connections):
+            self._close(client)
+        self._stack.close()
+
+    def _close_listener(self) -> None:
+        self._listener.close()
+        with suppress(OSError):
+            if self.address.path and os.stat(self.address.path).st_ino == self._inode:
+                os.unlink(self.address.path)
+
+    # --- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._ended:
+            for key, _ in self._selector.select(TICK_S):
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif isinstance(key.fileobj, socket.socket) and (found := self._connections.get(key.fileobj)):
+                    self._guarded(found)
+            now = time.monotonic()
+            for client, connection in list(self._connections.items()):
+                if now > connection.until_s:
+                    self._close(client)
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # no descriptor is left: let others give theirs back
+            time.sleep(PAUSE_S)
+            return
+        client.setblocking(False)
+        if len(self._connections) >= MOST_CONNECTIONS:
+            self._close(next(iter(self._connections)))
+        self._connections[client] = _Connection(client)
+        self._selector.register(client, selectors.EVENT_READ)
+
+    def _guarded(self, connection: _Connection) -> None:
+        """Go on with a connection; whatever goes wrong ends it and nothing else."""
+        try:
+            self._advance(connection)
+        except OSError:
+            self._close(connection.socket)
+        except Exception as error:
+            self._close(connection.socket)
+            self._talk.error(errors.EdgeappError("the HTTP server failed", f"{type(error).__name__}: {error}"))
+
+    def _advance(self, connection: _Connection) -> None:
+        if connection.response is None:
+            self._receive(connection)
+        elif len(connection.response):
+            self._send(connection)
+        else:
+            self._ignore(connection)
+
+    def _receive(self, connection: _Connection) -> None:
+        data = connection.socket.recv(MOST_HEADER_BYTES)
+        if not data:
+            self._close(connection.socket)
+            return
+        connection.request += data
+        response, with_body = self._respond(bytes(connection.request))
+        if response is not None:
+            self._slow_down()
+            connection.response = memoryview(_bytes(response, with_body=with_body))
+            connection.until_s = time.monotonic() + RESPONSE_S
+            self._send(connection)
+
+    def _respond(self, request: bytes) -> tuple[Response | None, bool]:
+        """The answer, None while the request is not complete; and whether its body is wanted."""
+        end = HEADER_END.search(request)
+        line = REQUEST_LINE.fullmatch(request.partition(b"\n")[0].removesuffix(b"\r"))
+        if line is None and (b"\n" in request or not re.match(rb"[A-Za-z]{1,32}( |$)", request)):
+            return _refusal(400), True
+        if end is None and len(request) < MOST_HEADER_BYTES:
+            return None, True
+        if end is None or end.start() > MOST_HEADER_BYTES:
+            return _refusal(431), True
+        assert line is not None
+        method, target, major, minor = line.groups()
+        if major != b"1":
+            return _refusal(505), True
+        refused = self._refused(request[line.end() : end.start()], host_needed=minor != b"0")
+        if refused is not None:
+            return refused, method != b"HEAD"
+        if method not in (b"GET", b"HEAD"):
+            return _refusal(405, Allow="GET, HEAD"), True
+        if not target.startswith(b"/"):
+            return _refusal(400), method != b"HEAD"
+        try:
+            return self._answer(target.partition(b"?")[0].decode("ascii")), method != b"HEAD"
+        except Exception as error:
+            self._talk.error(errors.EdgeappError("an HTTP page failed", f"{type(error).__name__}: {error}"))
+            return _refusal(500), method != b"HEAD"
+
+    def _refused(self, head: bytes, *, host_needed: bool) -> Response | None:
+        """Why the headers are not taken.
+
+        The host is looked at only so that a web page from elsewhere, whose name has come to mean this machine, reads
+        nothing: a listener for this machine alone answers to addresses and to localhost.
+        """
+        lines = [line.removesuffix(b"\r") for line in head.split(b"\n")[1:]]
+        if len(lines) > MOST_HEADERS:
+            return _refusal(431)
+        found = [HEADER.fullmatch(line) for line in lines]
+        if not all(found):
+            return _refusal(400)
+        hosts = [header[2].strip() for header in found if header and header[1].lower() == b"host"]
+        if len(hosts) > 1 or (host_needed and not hosts):
+            return _refusal(400)
+        if hosts and not self.address.path and self.address.local and not _names_an_address(hosts[0]):
+            return _refusal(421)
+        return None
+
+    def _send(self, connection: _Connection) -> None:
+        assert connection.response is not None
+        with suppress(BlockingIOError):
+            connection.response = connection.response[connection.socket.send(connection.response) :]
+        if len(connection.response):
+            self._selector.modify(connection.socket, selectors.EVENT_WRITE)
+            return
+        connection.socket.shutdown(socket.SHUT_WR)
+        connection.until_s = time.monotonic() + LINGER_S
+        self._selector.modify(connection.socket, selectors.EVENT_READ)
+
+    def _ignore(self, connection: _Connection) -> None:
+        data = connection.socket.recv(1 << 16)
+        connection.ignored += len(data)
+        if not data or connection.ignored > MOST_IGNORED_BYTES:
+            self._close(connection.socket)
+
+    def _slow_down(self) -> None:
+        """Wait when answers are asked for faster than they are given out."""
+        now = time.monotonic()
+        self._next_s = max(self._next_s, now - BURST / MOST_PER_S) + 1 / MOST_PER_S
+        if self._next_s > now:
+            time.sleep(self._next_s - now)
+
+    def _close(self, client: socket.socket) -> None:
+        self._connections.pop(client, None)
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(client)
+        client.close()
+
+
+def _refusal(status: int, **headers: str) -> Response:
+    return Response(status, body=f"{REASONS[status]}\n".encode(), headers=headers)
+
+
+def _bytes(response: Response, *, with_body: bool) -> bytes:
+    headers = {
+        "Content-Type": response.content_type,
+        "Content-Length": str(len(response.body)),
+        "Connection": "close",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        **response.headers,
+    }
+    head = f"HTTP/1.1 {response.status} {REASONS[response.status]}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+    return head.encode("ascii") + (response.body if with_body else b"")
+
+
+def _names_an_address(host: bytes) -> bool:
+    """Whether a Host header holds an IP address or localhost, with or without a port."""
+    name = re.sub(rb":\d*$", b"", host).decode("latin-1")
+    if name.lower() == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _listen_inet(address: Address) -> socket.socket:
+    listener = None
+    try:
+        listener = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address.host, address.port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise _refused_address(address, error) from error
+    return listener
+
+
+def _listen_unix(path: str) -> socket.socket:
+    address = Address(path=path)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        _remove_stale(path)
+        os.fchmod(listener.fileno(), SOCKET_MODE)  # before bind(): at no time it is open to more than these
+        listener.bind(path)
+        os.chmod(path, SOCKET_MODE)  # whatever the umask is
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise _refused_address(address, error) from error
+    except errors.EdgeappError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a process that is gone; raise OSError when it is somebody's, or no socket."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "there is a file of this name, which is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _refused_address(address: Address, error: OSError) -> errors.EdgeappError:
+    what = f"cannot listen on {address}"
+    if error.errno == errno.EADDRINUSE:
+        return errors.SystemRefusedError(
+            what, "another process listens there", "end it (ss -lxtp names it), or choose another port or path"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return errors.SystemRefusedError(what, "this machine does not have that address (yet)", "ip address lists them")
+    if isinstance(error, PermissionError) and not address.path:
+        return errors.NotPermittedError(what, "ports below 1024 are root's", "choose a port from 1024 on")
+    return paths.refusal(what, error, writing=True)
