@@ -75,6 +75,28 @@ def _doctor(as_json: bool, options: settings.Settings, stop: Stop, talk: Talk) -
     return doctor(as_json, options, stop, talk)
 
 
+def _serve(words: Sequence[str], options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.serve import serve
+    from edgeapp.service.storms import EventLog
+
+    log = EventLog(quiet=talk.quiet, debug=talk.debug, form=options.log)
+    try:
+        return serve(options, lambda: parse(words)[1], stop, log)
+    except errors.EdgeappError as error:
+        if talk.debug:
+            _stack_trace()
+        log.error(error)
+        return error.exit_code
+    finally:
+        log.flush()
+
+
+def _ctl(do: str, wait: bool, options: settings.Settings, _: Stop, __: Talk) -> int:
+    from edgeapp.commands.ctl import ctl
+
+    return ctl(do, wait, options)
+
+
 def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
     from edgeapp.commands.about import about
 
@@ -83,6 +105,8 @@ def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
 
 COMMANDS = {
     "run": "run a model on pictures or tensors (the default)",
+    "serve": "take inputs from a folder, for years: results on the disk first, then the input moves",
+    "ctl": "ask or tell a running service: status, reload, pause, resume, drain",
     "bench": "measure how fast a model runs here, how fast it could, and what stands between",
     "demo": "find parts in the pictures that come with the program",
     "inspect": "tell what a model file is and whether it runs here, from its bytes; needs no GPU",
@@ -92,6 +116,11 @@ COMMANDS = {
     "cache": "look at the folder into which this file unpacks itself: path, list, verify, clear",
     "self-test": "load everything that is inside, without a GPU: does this file fit this machine",
 }
+
+CTL_ACTIONS = (
+    "status: print all that is known, as JSON; reload: load what the configuration names now, beside the present "
+    "model; pause: begin nothing new; resume; drain: finish what was begun, then end"
+)
 
 CACHE_ACTIONS = (
     "path: print the folder; list: what it holds; verify: compare every file with its SHA-256; "
@@ -186,7 +215,19 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         from edgeapp.commands.bench_wanted import add_arguments
 
         add_arguments(parser)
-        settings.add_options(parser, [o.name for o in settings.OPTIONS if o.group != settings.OUT])
+        settings.add_options(
+            parser, [o.name for o in settings.OPTIONS if o.group not in (settings.OUT, settings.SERVICE)]
+        )
+    elif name == "serve":
+        command = partial(_serve, words)
+        left_out = ("input", "recursive", "output", "save", "startup_trace", "max_delay_ms")
+        settings.add_options(parser, [o.name for o in settings.OPTIONS if o.name not in left_out])
+    elif name == "ctl":
+        parser.add_argument("do", choices=("status", "reload", "pause", "resume", "drain"), help=CTL_ACTIONS)
+        parser.add_argument(
+            "--wait", action="store_true", help="with reload: until the new model serves; exit as it went"
+        )
+        settings.add_options(parser, ("control", "spool", "quiet", "debug"))
     elif name == "inspect":
         parser.add_argument("files", nargs="*", metavar="FILE", help="plans, ONNX models or anything else")
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -221,7 +262,7 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
         settings.add_options(parser, ("quiet", "debug"))
     else:
-        settings.add_options(parser)
+        settings.add_options(parser, [o.name for o in settings.OPTIONS if o.group != settings.SERVICE])
     given = parser.parse_args(rest)
     if name == "inspect":
         if given.files and given.engine:
@@ -229,6 +270,8 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         command = partial(_inspect, given.files, given.json)
     elif name == "bench":
         command = partial(_bench, given)
+    elif name == "ctl":
+        command = partial(_ctl, given.do, given.wait)
     elif name == "runtimes":
         command = partial(_runtimes, given.json)
     elif name == "sign":
@@ -270,7 +313,7 @@ def _guarded(words: Sequence[str]) -> int:
         talk.error(refused)
         return refused.exit_code
     try:
-        stop.install()
+        stop.install(service=list(words[:1]) == ["serve"])
         command, options = parse(words)
         talk = Talk(quiet=options.quiet, debug=options.debug)
         return command(options, stop, talk)

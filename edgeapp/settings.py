@@ -142,7 +142,7 @@ def truth(text: str) -> bool:
 
 SPEED = "how it is made fast"
 OUT, CARD, TALK = "what comes out", "what the model wants (wins over its card)", "what is said"
-TRUST = "which files are trusted"
+TRUST, SERVICE = "which files are trusted", "the service"
 
 OPTIONS = (
     Option("engine", "TensorRT plan to run on the GPU, or .onnx model to run on the CPU; of a folder of plans the one "
@@ -206,6 +206,31 @@ OPTIONS = (
            group=TRUST, variable_too=False),
     Option("allow_host_code", "run native code that the plan brings along", None, default=False, group=TRUST,
            variable_too=False),
+    Option("spool", "folder of the service: inputs come into DIR/in and go to DIR/done or DIR/failed, results to "
+           "DIR/results (default: $STATE_DIRECTORY)", name, metavar="DIR", group=SERVICE),
+    Option("watch", "take inputs from this folder instead of SPOOL/in; on the same file system", name, metavar="DIR",
+           group=SERVICE),
+    Option("write", "jsonl: lines in SPOOL/results; json: NAME.json beside each input in SPOOL/done; pictures: "
+           "NAME.annotated.jpg there", choice("jsonl", "json", "pictures"), "WHAT", ("jsonl",), many=True,
+           group=SERVICE),
+    Option("done", "what becomes of inputs that are done: move or delete", choice("move", "delete"), "HOW", "move",
+           group=SERVICE),
+    Option("attempts", "an input that was begun so often and never finished fails", integer(1, 1000), "N", 3,
+           group=SERVICE),
+    Option("settle_s", "a file of which nobody told that it is whole must not change for so long",
+           number(0.01, 3600), "S", 2.0, group=SERVICE),
+    Option("commit_ms", "wait so long for more results before they are written: for slow flash", number(0, 60_000),
+           "MS", 0.0, group=SERVICE),
+    Option("segment_mb", "results.jsonl is closed and named by its time when it is so large", integer(1, 1 << 20),
+           "MB", 64, group=SERVICE),
+    Option("segment_s", "or so old", number(1, 1e9), "S", 3600.0, group=SERVICE),
+    Option("min_free_mb", "with less free space nothing new is begun", integer(1, 1 << 30), "MB", 64, group=SERVICE),
+    Option("reload", "a new model is loaded beside the old one, or, where memory is short, swap: after it",
+           choice("beside", "swap"), "HOW", "beside", group=SERVICE),
+    Option("control", "Unix socket that edgeapp ctl talks to (default: $RUNTIME_DIRECTORY/control.sock, else "
+           "SPOOL/state/control.sock)", name, metavar="SOCKET", group=SERVICE),
+    Option("log", "human lines, journal (with priorities) or json; auto: what fits standard error",
+           choice("auto", "human", "journal", "json"), "FORM", "auto", group=SERVICE),
     Option("quiet", "say nothing but errors", None, default=False, group=TALK),
     Option("debug", "show stack traces and the log lines of TensorRT", None, default=False, group=TALK),
     Option("startup_trace", "print the milliseconds of each step of the start", None, default=False, group=TALK),
@@ -240,6 +265,19 @@ class Settings:
     engine_sha256: str | None = None
     plugin: tuple[str, ...] = ()
     allow_host_code: bool = False
+    spool: str | None = None
+    watch: str | None = None
+    write: tuple[str, ...] = ("jsonl",)
+    done: str = "move"
+    attempts: int = 3
+    settle_s: float = 2.0
+    commit_ms: float = 0.0
+    segment_mb: int = 64
+    segment_s: float = 3600.0
+    min_free_mb: int = 64
+    reload: str = "beside"
+    control: str | None = None
+    log: str = "auto"
     quiet: bool = False
     debug: bool = False
     startup_trace: bool = False

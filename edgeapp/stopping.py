@@ -27,17 +27,28 @@ class Stop:
     """Whether a signal asked the program to end.
 
     The first signal sets the flag; one that comes later again kills the process at once.
+
+    Attributes:
+        signal_number: the first one; None while there was none.
+        hangups: how many SIGHUP came that ask a service for a reload.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.hangups = 0
+        self._service = False
         self._first_s = 0.0
         self._woken = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
 
-    def install(self) -> None:
-        """Take over the signals; call it from the main thread, before anything heavy is loaded."""
+    def install(self, *, service: bool = False) -> None:
+        """Take over the signals; call it from the main thread, before anything heavy is loaded.
+
+        Args:
+            service: SIGHUP asks for a reload, and only a second SIGINT kills: systemd may send SIGTERM twice.
+        """
+        self._service = service
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP: keep that
@@ -45,10 +56,17 @@ class Stop:
         launched.let_signals_in()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self.signal_number is None:
+        if self._service and number == signal.SIGHUP:
+            self.hangups += 1
+        elif self.signal_number is None:
             self.signal_number, self._first_s = number, time.monotonic()
-        elif time.monotonic() - self._first_s > SAME_SIGNAL_S:
+        elif time.monotonic() - self._first_s > SAME_SIGNAL_S and not (self._service and number != signal.SIGINT):
             self.die()
+
+    def clear(self) -> None:
+        """Take back what ends the waiting of `poll`: for who goes on after a signal."""
+        if self._wake_read in self.poll(timeout_s=0):
+            os.read(self._wake_read, 1 << 16)
 
     @contextmanager
     def waking(self) -> Iterator[None]:
@@ -85,7 +103,7 @@ class Stop:
         while True:
             self.check()
             left = None if until is None else max(0.0, until - time.monotonic())
-            ready = self._poll(stream, timeout_s=left)
+            ready = self.poll(stream, timeout_s=left)
             if self._wake_read not in ready:
                 return bool(ready)
             # A signal came, maybe to another thread: the main thread is about to set the flag.
@@ -96,9 +114,9 @@ class Stop:
 
         The kernel gives a signal to any thread, and Python's handler runs when the main thread wakes up.
         """
-        self._poll()
+        self.poll()
 
-    def _poll(self, *streams: IO[bytes] | int, timeout_s: float | None = None) -> list[int]:
+    def poll(self, *streams: IO[bytes] | int, timeout_s: float | None = None) -> list[int]:
         """Wait for streams or a signal; gives the descriptors that have data, an end or an error.
 
         Not select(), which refuses descriptors from 1024 on: the parent may have left so many open.

@@ -170,23 +170,34 @@ class FileSource:
 
     def read(self, frame: Frame) -> None:
         """Read and decode a frame; what is wrong with the input becomes its error. Any thread may call it."""
-        if frame.error is not None:
-            return
-        started = time.perf_counter()
-        try:
-            if self.is_tensors(frame):
-                frame.tensors = read_tensors(frame.path)
-            else:
-                frame.image, frame.picture_wh = read_picture(frame.path, self._max_pixels, fit=self.fit)
-        except errors.EdgeappError as error:
-            _forget_locals(error)
-            frame.error = error
-        except MemoryError as error:
-            _forget_locals(error)
-            frame.error = errors.SystemRefusedError(
-                f"cannot read {paths.printable(frame.path)}", "there is not enough memory"
-            )
-        frame.decode_ms = (time.perf_counter() - started) * 1e3
+        if frame.error is None:
+            read_frame(frame, self._max_pixels, fit=self.fit)
+
+
+def read_frame(
+    frame: Frame, max_pixels: int, *, fit: Fit | None = None, opened: Callable[[BinaryIO], None] | None = None
+) -> None:
+    """Fill in a frame's picture or tensors, or the error that kept it from that.
+
+    Args:
+        fit: see `read_picture`.
+        opened: given the file before anything else is read of it; may raise OSError or EdgeappError.
+    """
+    started = time.perf_counter()
+    try:
+        if FileSource.is_tensors(frame):
+            frame.tensors = read_tensors(frame.path, opened)
+        else:
+            frame.image, frame.picture_wh = read_picture(frame.path, max_pixels, fit=fit, opened=opened)
+    except errors.EdgeappError as error:
+        _forget_locals(error)
+        frame.error = error
+    except MemoryError as error:
+        _forget_locals(error)
+        frame.error = errors.SystemRefusedError(
+            f"cannot read {paths.printable(frame.path)}", "there is not enough memory"
+        )
+    frame.decode_ms = (time.perf_counter() - started) * 1e3
 
 
 def _forget_locals(error: BaseException | None) -> None:
@@ -270,11 +281,14 @@ _KINDS = (
 )
 
 
-def read_picture(path: str, max_pixels: int, *, fit: Fit | None = None) -> tuple[Image.Image, tuple[int, int]]:
+def read_picture(
+    path: str, max_pixels: int, *, fit: Fit | None = None, opened: Callable[[BinaryIO], None] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
     """Decode a JPEG, PNG, BMP or WebP file.
 
     Args:
         fit: a JPEG may be decoded at half, a quarter or an eighth of its size, not below this.
+        opened: given the file first.
 
     Returns:
         picture: 8-bit RGB, EXIF orientation applied. Greyscale and palettes are spread to RGB,
@@ -291,6 +305,8 @@ def read_picture(path: str, max_pixels: int, *, fit: Fit | None = None) -> tuple
     fix = "give a JPEG, PNG, BMP or WebP picture"
     with open_regular(path) as file:
         try:
+            if opened is not None:
+                opened(file)
             image = Image.open(file, formats=PICTURE_FORMATS)
             width, height = image.size
             if width * height > max_pixels:
@@ -366,7 +382,7 @@ def to_rgb(image: Image.Image, orientation: int = 1) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_tensors(path: str) -> Tensors:
+def read_tensors(path: str, opened: Callable[[BinaryIO], None] | None = None) -> Tensors:
     """Arrays of a .npz file by name, or of a .npy file under the name "".
 
     Raises:
@@ -376,6 +392,8 @@ def read_tensors(path: str) -> Tensors:
     fix = "write it with numpy.save or numpy.savez"
     with open_regular(path) as file:
         try:
+            if opened is not None:
+                opened(file)
             if path.lower().endswith(".npy"):
                 return {"": _read_array(file, os.fstat(file.fileno()).st_size)}
             tensors: Tensors = {}

@@ -1,0 +1,108 @@
+"""A model that is opened, kept and closed on a thread of its own: a CUDA context belongs to the thread that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from edgeapp import cores, plan
+from edgeapp.bootstrap import Trace
+from edgeapp.commands.opening import Model, chosen, make_runner, open_model
+from edgeapp.log import Talk
+from edgeapp.pipeline import Runner
+from edgeapp.settings import Settings
+from edgeapp.stopping import Stop
+
+READ_BYTES = 1 << 20
+
+
+class Hosted:
+    """Opens a model; it stays open until `close`.
+
+    Attributes:
+        settings: what it was opened with; of a folder of plans the one that was chosen.
+        decoders: threads that its pipeline decodes with.
+        sha256: of the model file, hex.
+        error: why it could not be opened, or closed.
+
+    Args:
+        changed: called when it is open, or cannot be.
+    """
+
+    def __init__(self, settings: Settings, stop: Stop, talk: Talk, changed: Callable[[], None]) -> None:
+        self.settings = settings
+        self.decoders = settings.decode_threads or cores.usable()
+        self.model: Model
+        self.runner: Runner | None = None
+        self.sha256 = ""
+        self.error: BaseException | None = None
+        self.trace = Trace()
+        self._stop = stop
+        self._talk = talk
+        self._changed = changed
+        self._known = threading.Event()
+        self._unwanted = threading.Event()
+        self._thread = threading.Thread(target=self._host, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def known(self) -> bool:
+        """Whether it is open, or `error` says why not."""
+        return self._known.is_set()
+
+    def wait(self) -> None:
+        """Until it is open.
+
+        Raises:
+            BaseException: it cannot be.
+        """
+        self._known.wait()
+        if self.error is not None:
+            raise self.error
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Close it; False when that takes longer than `timeout_s`."""
+        self._unwanted.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _host(self) -> None:
+        try:
+            with ExitStack() as stack:
+                self._open(stack)
+                self._known.set()
+                self._changed()
+                self._unwanted.wait()
+        except BaseException as error:
+            self.error = error
+        finally:
+            if not self._known.is_set():
+                self._known.set()
+                self._changed()
+
+    def _open(self, stack: ExitStack) -> None:
+        settings = self.settings
+        assert settings.engine is not None  # serve() saw to it
+        if os.path.isdir(settings.engine):
+            self.settings = settings = chosen(settings, self._talk)
+        assert settings.engine is not None
+        self.model = open_model(
+            plan.identify(settings.engine), settings, self.trace, self._talk, self._stop, stack, total=None
+        )
+        self.sha256 = _sha256(settings.engine)
+        if self.model.preprocess is not None:
+            with self.trace.step("buffers and graphs"):
+                self.runner = make_runner(
+                    self.model, self.model.preprocess, settings, stack, decoders=self.decoders, total=None
+                )
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(READ_BYTES):
+            digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""What to do when the disk is full: wait, say so, go on when there is room again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from edgeapp import paths
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+RETRY_S = 0.5
+MARGIN = 2
+"""So many times the least free space is wanted before it goes on: not to stop again at once."""
+
+T = TypeVar("T")
+
+
+class NoRoomError(Exception):
+    """The service is to end while the disk is full: what is not written stays undone, its inputs where they are."""
+
+
+class Room:
+    """Space on the file systems of some folders; any thread may call it.
+
+    Args:
+        folders: what is written into.
+        least_bytes: with less free space, nothing new is begun.
+        changed: told why nothing can be written, and "" when it can be again.
+        alive: called again and again while it waits.
+    """
+
+    def __init__(
+        self, folders: Sequence[str], least_bytes: int, changed: Callable[[str], None], alive: Callable[[], None]
+    ) -> None:
+        self._folders = folders
+        self._least_bytes = least_bytes
+        self._changed = changed
+        self._alive = alive
+        self._lock = threading.Lock()
+        self._waiting: dict[str, str] = {}
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Have those that wait give up."""
+        self._ended.set()
+
+    def free_bytes(self) -> int:
+        """Of the fullest of the file systems."""
+        return min(status.f_bavail * status.f_frsize for status in map(os.statvfs, self._folders))
+
+    def wait_for_least(self) -> None:
+        """Wait until there is the least free space.
+
+        Raises:
+            NoRoomError: `end` was called.
+        """
+        if self.free_bytes() >= self._least_bytes:
+            return
+        least = f"less than {self._least_bytes >> 20} MB are free"
+        self._wait("least", least, lambda: self.free_bytes() >= self._least_bytes * MARGIN)
+
+    def patiently(self, what: str, step: Callable[[], T]) -> T:
+        """Do a step, again and again while the disk is full.
+
+        Args:
+            what: "write /spool/results/results.jsonl".
+            step: can be repeated when it raised OSError.
+
+        Raises:
+            EdgeappError: it failed for another reason.
+            NoRoomError: `end` was called while the disk is full.
+        """
+        done: list[T] = []
+
+        def tried() -> bool:
+            try:
+                done.append(step())
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise paths.refusal(f"cannot {what}", error, writing=True) from error
+                return False
+            return True
+
+        if not tried():
+            self._wait(what, f"cannot {what}: no space is left", tried)
+        return done[0]
+
+    def _wait(self, key: str, reason: str, ready: Callable[[], bool]) -> None:
+        self._tell(key, reason)
+        try:
+            while not ready():
+                if self._ended.wait(RETRY_S):
+                    raise NoRoomError
+                self._alive()
+        finally:
+            self._tell(key, None)
+
+    def _tell(self, key: str, reason: str | None) -> None:
+        with self._lock:
+            before = next(iter(self._waiting.values()), "")
+            if reason is None:
+                del self._waiting[key]
+            else:
+                self._waiting[key] = reason
+            now = next(iter(self._waiting.values()), "")
+        if now != before:
+            self._changed(now)

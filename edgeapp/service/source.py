@@ -1,0 +1,251 @@
+"""Inputs of a spool, as frames, for as long as the service runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import BinaryIO
+
+from edgeapp import errors, paths
+from edgeapp.records import Frame
+from edgeapp.service.intake import Intake
+from edgeapp.service.ledger import Ledger
+from edgeapp.service.recorder import SpoolFrame
+from edgeapp.service.room import NoRoomError, Room
+from edgeapp.service.spool import Spool, stamp_of
+from edgeapp.sources.files import FileSource, Fit, read_frame
+from edgeapp.stopping import Stop
+
+MOST_AT_ONCE = 64
+"""Inputs that are begun with one entry in the ledger."""
+
+MOST_INPUT_BYTES = 2 << 30
+READ_BYTES = 1 << 20
+
+
+class SpoolSource:
+    """Frames of a watched folder; ends when it is told to.
+
+    An input that was begun before, and not finished, runs alone: if it kills the process again, no other is blamed.
+
+    Attributes:
+        fit: see FileSource.
+        engine_sha256: of the model file that the frames are for.
+
+    Args:
+        quit: ends the waiting when the pipeline ends early.
+        most_attempts: an input that was begun so often is not begun again: it fails.
+        probe_s: when nothing was given out for so long, a probe is, as at the beginning.
+        probe: makes one.
+        say: told what is odd.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        ledger: Ledger,
+        room: Room,
+        quit: Stop,
+        *,
+        settle_s: float,
+        max_pixels: int,
+        most_attempts: int,
+        probe_s: float,
+        probe: Callable[[], SpoolFrame],
+        say: Callable[[str], None],
+    ) -> None:
+        self._spool = spool
+        self._ledger = ledger
+        self._room = room
+        self._quit = quit
+        self._max_pixels = max_pixels
+        self._most_attempts = most_attempts
+        self._probe_s = probe_s
+        self._probe = probe
+        self._busy: set[str] = set()
+        self._intake = Intake(spool.watched, settle_s, lambda: self._busy, say)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._ended = False
+        self._going = threading.Event()
+        self._going.set()
+        self._given_s = time.monotonic()
+        self.fit: Fit | None = None
+        self.engine_sha256 = ""
+
+    def __len__(self) -> int:
+        """How many inputs are known to wait."""
+        return len(self._intake)
+
+    @property
+    def under_way(self) -> int:
+        """How many inputs were given out and are not finished."""
+        return len(self._busy)
+
+    # --- any thread --------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """End the iteration; inputs that were given out are not taken back."""
+        self._ended = True
+        self._notify()
+
+    def again(self) -> None:
+        """Make it ready to be iterated again."""
+        self._ended = False
+
+    def pause(self) -> None:
+        self._going.clear()
+
+    def resume(self) -> None:
+        self._going.set()
+        self._notify()
+
+    def finished(self, names: Iterable[str]) -> None:
+        """These need no more attention; if they still lie in the folder, they are found again."""
+        self._busy.difference_update(names)
+        self._notify()
+
+    def _notify(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    @staticmethod
+    def is_tensors(frame: Frame) -> bool:
+        return FileSource.is_tensors(frame)
+
+    def read(self, frame: Frame) -> None:
+        """Read and decode a frame, and note of which bytes it is."""
+        assert isinstance(frame, SpoolFrame)
+        if frame.probe:
+            return
+        try:
+            status = os.lstat(frame.path)
+        except OSError as error:
+            frame.error = frame.error or paths.refusal(f"cannot read {paths.printable(frame.path)}", error)
+            return
+        frame.stamp = stamp_of(status)
+        if frame.error is None:
+            frame.error = _refused(frame.path, status)
+        if frame.error is None:
+            read_frame(frame, self._max_pixels, fit=self.fit, opened=partial(_note_digest, frame))
+
+    # --- the pipeline's thread ---------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[SpoolFrame | None]:
+        try:
+            yield self._probe()
+            yield None
+            while not self._ending():
+                self._room.wait_for_least()
+                names = self._intake.take(MOST_AT_ONCE) if self._going.is_set() else []
+                if names:
+                    yield from self._begun(names)
+                    self._given_s = time.monotonic()
+                    continue
+                yield None
+                if time.monotonic() - self._given_s >= self._probe_s:
+                    yield self._probe()
+                    yield None
+                    self._given_s = time.monotonic()
+                self._wait()
+        except NoRoomError:
+            return
+
+    def _ending(self) -> bool:
+        return self._ended or self._quit.asked()
+
+    def _wait(self) -> None:
+        """Until something may have come, or has to be done."""
+        until_s = max(0.0, self._given_s + self._probe_s - time.monotonic())
+        streams = [self._wake]
+        if self._going.is_set():
+            until_s = min(until_s, self._intake.wait_s())
+            streams += filter(None, (self._intake.descriptor,))
+        if not self._ending():
+            self._quit.poll(*streams, timeout_s=until_s)
+        self._drain_wake()
+
+    def _drain_wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+
+    def _begun(self, names: list[str]) -> Iterator[SpoolFrame | None]:
+        """Frames of inputs, after the ledger knows of them; those that are suspected one at a time."""
+        self._busy.update(names)
+        worn = [name for name in names if self._ledger.count(name) >= self._most_attempts]
+        fresh = [name for name in names if name not in worn]
+        suspects = {name for name in fresh if self._ledger.count(name)}
+        if fresh:
+            self._room.patiently("write the ledger", partial(self._ledger.begin, fresh))
+        for name in worn:
+            yield self._frame(name, _worn_out(name, self._ledger.count(name)))
+        for index, name in enumerate(fresh):
+            if self._ending():
+                self._give_back(fresh[index:])
+                return
+            if name in suspects:
+                yield None
+                yield self._frame(name)
+                yield None
+                self._wait_for(name)
+            else:
+                yield self._frame(name)
+
+    def _frame(self, name: str, error: errors.EdgeappError | None = None) -> SpoolFrame:
+        return SpoolFrame(
+            self._spool.input(name),
+            name=name,
+            engine_sha256=self.engine_sha256,
+            taken_s=time.perf_counter(),
+            error=error,
+            worn_out=error is not None,
+        )
+
+    def _wait_for(self, name: str) -> None:
+        while name in self._busy and not self._quit.asked():
+            self._quit.poll(self._wake)
+            self._drain_wake()
+
+    def _give_back(self, names: list[str]) -> None:
+        """They were not begun after all."""
+        with suppress(OSError):  # the disk is full: they count as begun once, and run alone next time
+            self._ledger.end(names)
+        self._busy.difference_update(names)
+        self._intake.look_again()
+
+    def close(self) -> None:
+        self._intake.close()
+        os.close(self._wake)
+
+
+def _refused(path: str, status: os.stat_result) -> errors.EdgeappError | None:
+    """Why a file is no input, from what it is."""
+    what = f"cannot read {paths.printable(path)}"
+    if stat.S_ISLNK(status.st_mode):
+        return errors.DataError(f"{what}: it is a link", "what it leads to may change or be elsewhere", "copy the file")
+    if status.st_size > MOST_INPUT_BYTES:
+        return errors.DataError(
+            f"{what}: {status.st_size >> 20} MB are too many", f"the limit is {MOST_INPUT_BYTES >> 20} MB"
+        )
+    return None
+
+
+def _worn_out(name: str, attempts: int) -> errors.EdgeappError:
+    return errors.DataError(
+        f"cannot finish {paths.printable(name)}: it was begun {attempts} times",
+        "each time the process crashed, hung or was killed before the result was written",
+        "look at the log of those times; edgeapp retry puts it back",
+    )
+
+
+def _note_digest(frame: SpoolFrame, file: BinaryIO) -> None:
+    """The SHA-256 of a file that is then read from its beginning."""
+    digest = hashlib.sha256()
+    while data := file.read(READ_BYTES):
+        digest.update(data)
+    frame.sha256 = digest.hexdigest()
+    file.seek(0)
