@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -52,7 +53,8 @@ def serve(settings: Settings, again: Callable[[], Settings], stop: Stop, log: Ev
     Raises:
         EdgeappError: nothing could be done, or the GPU is lost.
     """
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()  # whoever aborts a process that hangs, as systemd's watchdog does, gets its stacks
     if settings.engine is None:
         raise errors.UsageError("no --engine given", "", "edgeapp serve --engine model.plan --spool DIR")
     root = settings.spool or os.environ.get("STATE_DIRECTORY", "").split(":")[0]

@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
@@ -19,7 +19,7 @@ from edgeapp.service.ledger import Ledger
 from edgeapp.service.recorder import SpoolFrame
 from edgeapp.service.room import NoRoomError, Room
 from edgeapp.service.spool import Spool, stamp_of
-from edgeapp.sources.files import FileSource, Fit, read_frame
+from edgeapp.sources.files import FileSource, Fit, open_regular, read_frame
 from edgeapp.stopping import Stop
 
 MOST_AT_ONCE = 64
@@ -128,8 +128,11 @@ class SpoolSource:
             frame.error = frame.error or paths.refusal(f"cannot read {paths.printable(frame.path)}", error)
             return
         frame.stamp = stamp_of(status)
-        if frame.error is None:
-            frame.error = _refused(frame.path, status)
+        refused = _refused(frame.path, status)
+        if frame.worn_out and refused is None:
+            with suppress(errors.EdgeappError, OSError), open_regular(frame.path) as file:
+                _note_digest(frame, file)
+        frame.error = frame.error or refused
         if frame.error is None:
             read_frame(frame, self._max_pixels, fit=self.fit, opened=partial(_note_digest, frame))
 
@@ -176,24 +179,27 @@ class SpoolSource:
     def _begun(self, names: list[str]) -> Iterator[SpoolFrame | None]:
         """Frames of inputs, after the ledger knows of them; those that are suspected one at a time."""
         self._busy.update(names)
-        worn = [name for name in names if self._ledger.count(name) >= self._most_attempts]
-        fresh = [name for name in names if name not in worn]
-        suspects = {name for name in fresh if self._ledger.count(name)}
+        fresh = dict.fromkeys(name for name in names if not self._ledger.count(name))
         if fresh:
-            self._room.patiently("write the ledger", partial(self._ledger.begin, fresh))
-        for name in worn:
-            yield self._frame(name, _worn_out(name, self._ledger.count(name)))
-        for index, name in enumerate(fresh):
+            self._begin(fresh)
+        for index, name in enumerate(names):
             if self._ending():
-                self._give_back(fresh[index:])
+                self._give_back(names[index:], fresh)
                 return
-            if name in suspects:
+            count = self._ledger.count(name)
+            if name in fresh:
+                yield self._frame(name)
+            elif count >= self._most_attempts:
+                yield self._frame(name, _worn_out(name, count))
+            else:
+                self._begin([name])
                 yield None
                 yield self._frame(name)
                 yield None
                 self._wait_for(name)
-            else:
-                yield self._frame(name)
+
+    def _begin(self, names: Collection[str]) -> None:
+        self._room.patiently("write the ledger", partial(self._ledger.begin, names))
 
     def _frame(self, name: str, error: errors.EdgeappError | None = None) -> SpoolFrame:
         return SpoolFrame(
@@ -210,10 +216,10 @@ class SpoolSource:
             self._quit.poll(self._wake)
             self._drain_wake()
 
-    def _give_back(self, names: list[str]) -> None:
-        """They were not begun after all."""
+    def _give_back(self, names: list[str], begun: Collection[str]) -> None:
+        """They did not reach the engine after all."""
         with suppress(OSError):  # the disk is full: they count as begun once, and run alone next time
-            self._ledger.end(names)
+            self._ledger.end(name for name in names if name in begun)
         self._busy.difference_update(names)
         self._intake.look_again()
 

@@ -1,0 +1,475 @@
+"""The service as its operator sees it: every input ends in done/ or failed/, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import Serving, Spool, copy_model, serving, until
+from support import ROOT, Program
+
+DEMO = ROOT / "edgeapp" / "data" / "demo"
+MODEL = DEMO / "model.onnx"
+PICTURES = sorted(DEMO.glob("*.jpg"))
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Forty small pictures, each of its own bytes."""
+    path = tmp_path_factory.mktemp("small") / "x.jpg"
+    found = []
+    for number in range(40):
+        Image.new("RGB", (64, 48), (number * 6, 255 - number * 6, 90)).save(path)
+        found.append(path.read_bytes())
+    return found
+
+
+def test_pictures_are_done_and_junk_fails(program: Program, spool: Spool) -> None:
+    """Each has a line; a failed one has a report beside it; the boxes are those of `run`."""
+    with serving(program, spool, engine=MODEL) as it:
+        for path in PICTURES:
+            spool.put(path, path.name)
+        spool.put(b"no picture", "junk.jpg")
+        spool.put(b"", "empty.png")
+        it.wait_done(len(PICTURES) + 2)
+        assert it.stop() == 0
+    spool.assert_each_once()
+    assert not spool.waiting
+    assert {path.name for path in spool.done.iterdir()} == {path.name for path in PICTURES}
+    report = json.loads((spool.failed / "junk.jpg.error.json").read_text())
+    assert report["name"] == "junk.jpg"
+    assert report["error"]["why"] == "it is no picture of a known format"
+    assert report["error"]["exit_code"] == 65
+    lines = {line["name"]: line for line in spool.lines()}
+    alone = program("--engine", MODEL, "--input", *PICTURES).lines
+    for line in alone:
+        assert lines[Path(line["path"]).name]["detections"] == line["detections"]
+    ids = {line["id"] for line in lines.values()}
+    assert len(ids) == len(lines)
+
+
+ODD_NAMES = [b"new\nline.jpg", b"\xff\xfe.jpg", b"a" * 251 + b".jpg", "é☃.jpg".encode(), b"~2.jpg", b" .jpg", b"noending",
+             b"x.error.json", b"x.json", b"'\"\\.jpg"]  # fmt: skip
+
+
+def test_odd_names_are_harmless(source_program: Program, spool: Spool, small: list[bytes]) -> None:
+    """Newlines, bytes that are no UTF-8, the longest name, names like those of our own files."""
+    with serving(source_program, spool, "--write", "jsonl", "json", engine=MODEL) as it:
+        for name, data in zip(ODD_NAMES, small, strict=False):
+            spool.put(data, name)
+        it.wait_done(len(ODD_NAMES))
+        assert it.stop() == 0
+    assert not spool.waiting
+    assert len(spool.lines()) == len(ODD_NAMES)
+    inputs = [p for p in spool.done.iterdir() if Image.MIME and p.read_bytes()[:2] == b"\xff\xd8"]
+    assert len(inputs) == len(ODD_NAMES)
+    assert all(Path(f"{path}.json").is_file() for path in inputs)
+
+
+def test_what_is_no_file_or_not_finished_is_left_or_fails(
+    source_program: Program, spool: Spool, small: list[bytes]
+) -> None:
+    """Folders, hidden and unfinished files stay; links and FIFOs fail, and are not followed or waited for."""
+    with serving(source_program, spool, "--settle-s", "0.2", engine=MODEL) as it:
+        (spool.incoming / "folder").mkdir()
+        (spool.incoming / ".hidden.jpg").write_bytes(small[0])
+        (spool.incoming / "upload.jpg.part").write_bytes(small[0])
+        (spool.incoming / "link.jpg").symlink_to(PICTURES[0])
+        (spool.incoming / "nowhere.jpg").symlink_to("/nonexistent")
+        os.mkfifo(spool.incoming / "fifo.jpg")
+        it.wait_done(3)
+        assert it.stop() == 0
+    names = {path.name for path in spool.incoming.iterdir()}
+    assert names == {"folder", ".hidden.jpg", "upload.jpg.part"}
+    failed = {path.name for path in spool.failed.iterdir() if not path.name.endswith(".error.json")}
+    assert failed == {"link.jpg", "nowhere.jpg", "fifo.jpg"}
+    assert PICTURES[0].is_file()
+
+
+def test_same_name_again_loses_nothing(source_program: Program, spool: Spool, small: list[bytes]) -> None:
+    """A camera that always writes snapshot.jpg: all its pictures are kept, under names of their time."""
+    with serving(source_program, spool, "--write", "jsonl", "json", "pictures", engine=MODEL) as it:
+        for number in range(12):
+            until(lambda: not spool.waiting, "taken")
+            spool.put(small[number], "snapshot.jpg")
+            spool.given[b"%d" % number] = spool.given.pop(b"snapshot.jpg")
+        it.wait_done(12)
+        assert it.stop() == 0
+    spool.assert_each_once()
+    pictures = [path for path in spool.done.iterdir() if path.name.endswith(".annotated.jpg")]
+    assert len(pictures) == 12
+    for path in pictures:
+        with Image.open(path) as image:
+            assert image.size == (64, 48)
+
+
+def test_done_inputs_can_be_deleted(program: Program, spool: Spool, small: list[bytes]) -> None:
+    """Only what failed is kept."""
+    with serving(program, spool, "--done", "delete", engine=MODEL) as it:
+        for number, data in enumerate(small[:5]):
+            spool.put(data, f"{number}.jpg")
+        spool.put(b"junk", "junk.jpg")
+        it.wait_done(6)
+        assert it.stop() == 0
+    assert not list(spool.done.iterdir())
+    assert not spool.waiting
+    assert len(spool.lines()) == 6
+    assert (spool.failed / "junk.jpg").is_file()
+
+
+def test_slow_writer_is_waited_for(source_program: Program, spool: Spool) -> None:
+    """Half a file is not taken while it is written, closed or not in between."""
+    data = PICTURES[0].read_bytes()
+    with serving(source_program, spool, "--settle-s", "1", engine=MODEL) as it:
+        with open(spool.incoming / "slow.jpg", "wb") as file:
+            for start in range(0, len(data), len(data) // 8):
+                file.write(data[start : start + len(data) // 8])
+                file.flush()
+                time.sleep(0.3)
+                assert not sum(it.status()["inputs"].values())
+        it.wait_done(1)
+        assert it.stop() == 0
+    assert (spool.done / "slow.jpg").read_bytes() == data
+
+
+def test_tensors_are_inputs_too(source_program: Program, spool: Spool, models: Path, tmp_path: Path) -> None:
+    """A model without pictures: its probe is noise, its inputs .npy files."""
+    model = models / "multi_io.onnx"
+    inputs = {
+        "image": np.ones((1, 3, 8, 8), np.float32),
+        "scale": np.ones(1, np.float32),
+        "shift": np.ones(1, np.int32),
+    }
+    np.savez(tmp_path / "x.npz", **inputs)
+    with serving(source_program, spool, engine=model) as it:
+        spool.put(tmp_path / "x.npz", "x.npz")
+        spool.put(PICTURES[0], "picture.jpg")
+        it.wait_done(2)
+        assert it.stop() == 0
+    spool.assert_each_once()
+    lines = {line["name"]: line for line in spool.lines()}
+    assert lines["x.npz"]["tensors"]
+    assert lines["picture.jpg"]["error"]
+
+
+# --- ends and starts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_finishes_what_was_begun(program: Program, spool: Spool, small: list[bytes], number: int) -> None:
+    """Exit 0; what was not begun waits in its folder; a second SIGTERM changes nothing."""
+    with serving(program, spool, engine=MODEL) as it:
+        for index in range(400):
+            spool.put(small[index % 40] + b"%d" % index, f"{index}.jpg")
+        it.wait_done(5)
+        it.process.send_signal(number)
+        if number == signal.SIGTERM:
+            time.sleep(0.1)
+            it.process.send_signal(number)
+        assert it.process.wait(30) == 0
+    spool.assert_each_once()
+    assert '"begin"' not in (spool.root / "state" / "ledger").read_text().splitlines()[-1]
+
+
+def test_killed_at_any_time_loses_nothing(source_program: Program, spool: Spool, small: list[bytes]) -> None:
+    """SIGKILL again and again while it works: each input ends once, whole, with a line, and none is blamed."""
+    count, chance = 300, random.Random(4)
+    for index in range(count):
+        spool.put(small[index % 40] + b"%d" % index, f"{index}.jpg")
+    kills = 0
+    while spool.waiting and kills < 40:
+        with serving(source_program, spool, "--settle-s", "0.05", "--attempts", "50", engine=MODEL, ready=False) as it:
+            time.sleep(0.4 + chance.random() * 0.6)
+            it.process.kill()
+        kills += 1
+    with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL):
+        until(lambda: not spool.waiting, "all")
+        time.sleep(0.2)
+    assert kills > 2
+    spool.assert_each_once()
+    assert not list(spool.failed.iterdir())
+    ids = [line["id"] for line in spool.lines()]
+    assert len(set(ids)) == count
+    assert len(ids) == count, "a result was written twice"
+
+
+def test_input_that_kills_fails_after_three_attempts(source_program: Program, spool: Spool, small: list[bytes]) -> None:
+    """The process is killed each time the large picture is being read; the others are not blamed."""
+    Image.new("RGB", (9000, 9000)).save(spool.root / "large.png", compress_level=1)
+    large = (spool.root / "large.png").read_bytes()
+    os.remove(spool.root / "large.png")
+    for index in range(8):
+        spool.put(small[index], f"{index}.jpg")
+    spool.put(large, "large.png")
+    ledger = spool.root / "state" / "ledger"
+
+    def begun() -> int:
+        """How often the ledger says that it was begun and not ended."""
+        count = 0
+        for line in ledger.read_text().splitlines() if ledger.exists() else ():
+            record = json.loads(line)
+            count = record.get("attempts", {}).get("large.png", count)
+            count += record.get("begin", []).count("large.png")
+        return count
+
+    for attempt in range(3):
+        with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL, ready=False) as it:
+            until(lambda attempt=attempt: begun() > attempt, f"attempt {attempt}")  # type: ignore[misc]
+            it.process.kill()
+    with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL) as it:
+        until(lambda: not spool.waiting, "all")
+        assert it.stop() == 0
+    spool.assert_each_once()
+    report = json.loads((spool.failed / "large.png.error.json").read_text())
+    assert "begun 3 times" in report["error"]["what"]
+    assert len(list(spool.done.iterdir())) == 8
+
+
+def test_second_service_on_a_spool_is_refused(program: Program, spool: Spool) -> None:
+    """71, and the first goes on."""
+    with serving(program, spool, engine=MODEL) as it:
+        second = program("serve", "--engine", MODEL, "--spool", spool.root)
+        assert second.returncode == 71
+        assert "another process" in second.stderr
+        assert it.ready()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 64, "--engine"),
+        (["--engine", MODEL], 64, "--spool"),
+        (["--engine", "/nonexistent.plan", "--spool", "spool"], 66, "nonexistent"),
+        (["--engine", MODEL, "--spool", "/proc/spool"], 73, "/proc/spool"),
+        (["--engine", MODEL, "--spool", "spool", "--watch", "/proc"], 73, "/proc"),
+        (["--engine", MODEL, "--spool", "spool", "--done", "delete", "--write", "json"], 64, "--done delete"),
+        (["--engine", MODEL, "--spool", "spool", "--control", "x" * 120], 78, "too long"),
+        (["--engine", PICTURES[0], "--spool", "spool"], 65, "bench-1.jpg"),
+    ],
+    ids=[
+        "no engine",
+        "no spool",
+        "no such plan",
+        "spool in /proc",
+        "watch /proc",
+        "delete and json",
+        "long",
+        "picture",
+    ],
+)
+def test_wrong_settings_end_with_their_code(program: Program, words: list[str | Path], code: int, said: str) -> None:
+    """At once, with a cause, and nothing hangs."""
+    outcome = program("serve", *words)
+    assert outcome.returncode == code, outcome
+    assert said in outcome.stderr
+
+
+def test_closed_standard_streams_harm_nothing(source_program: Program, spool: Spool, small: list[bytes]) -> None:
+    """A service started without any of them serves."""
+    command = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *source_program.command]
+    with serving(Program(command, source_program.cwd, source_program.env), spool, engine=MODEL) as it:
+        spool.put(small[0], "a.jpg")
+        until(lambda: (spool.done / "a.jpg").exists(), "done")
+        assert it.stop() == 0
+
+
+# --- what is said and asked -------------------------------------------------------------------------------------------
+
+
+def test_systemd_is_told_when_it_works(source_program: Program, spool: Spool, tmp_path: Path) -> None:
+    """READY only after a probe came through, WATCHDOG while idle, STOPPING at the end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(30)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+        with serving(source_program, spool, engine=MODEL, env=env) as it:
+            heard = ""
+            while heard.count("WATCHDOG=1") < 3:
+                heard += listener.recv(4096).decode() + "\n"
+            assert heard.index("READY=1") < heard.index("WATCHDOG=1") or "READY=1" in heard
+            it.process.send_signal(signal.SIGTERM)
+            while "STOPPING=1" not in heard:
+                heard += listener.recv(4096).decode() + "\n"
+            assert it.process.wait(30) == 0
+
+
+def test_process_that_stands_still_feeds_no_watchdog(source_program: Program, spool: Spool, tmp_path: Path) -> None:
+    """The sign of life comes from the work."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+        with serving(source_program, spool, engine=MODEL, env=env) as it:
+            it.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.2)
+            listener.setblocking(False)
+            while True:
+                try:
+                    listener.recv(4096)
+                except BlockingIOError:
+                    break
+            listener.settimeout(1.5)
+            with pytest.raises(TimeoutError):
+                listener.recv(4096)
+            it.process.send_signal(signal.SIGCONT)
+
+
+def test_ctl_pauses_resumes_and_drains(program: Program, spool: Spool, small: list[bytes]) -> None:
+    """While paused nothing is begun; drain ends it with 0."""
+    with serving(program, spool, engine=MODEL) as it:
+        assert "paused" in it.ctl("pause").stdout
+        spool.put(small[0], "a.jpg")
+        time.sleep(0.5)
+        assert spool.waiting == [b"a.jpg"]
+        assert not it.status()["ready"]
+        assert "not ready" not in it.ctl("resume").stdout
+        it.wait_done(1)
+        assert json.loads(it.ctl("status").stdout)["inputs"] == {"done": 1, "failed": 0}
+        assert it.ctl("drain").returncode == 0
+        assert it.process.wait(30) == 0
+
+
+def test_ctl_without_a_service_says_so(program: Program, tmp_path: Path) -> None:
+    """66, and what to look at."""
+    outcome = program("ctl", "status", "--spool", tmp_path)
+    assert outcome.returncode == 66
+    assert "no service listens there" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"", b"\n", b"[]\n", b"{\n", b'{"do": "fly"}\n', b'{"do": 7}\n', b"\xff\n", b"x" * 100_000],
+    ids=["empty", "blank", "list", "half", "unknown", "number", "no UTF-8", "long"],
+)
+def test_nonsense_on_the_socket_is_answered(
+    source_program: Program, spool: Spool, request_bytes: bytes, serving_once: Callable[[], Serving]
+) -> None:
+    """With an error, and the service goes on."""
+    it = serving_once()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(it.spool.root / "state" / "control.sock"))
+        try:
+            client.sendall(request_bytes)
+            client.shutdown(socket.SHUT_WR)
+            answer = client.recv(4096)
+        except OSError:
+            answer = b""
+    assert not answer or b"error" in answer
+    assert it.ready()
+
+
+@pytest.fixture(scope="module")
+def serving_once(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """One service for tests that leave it as it was."""
+    import sys
+
+    folder = tmp_path_factory.mktemp("once")
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+    program = Program([sys.executable, "-m", "edgeapp"], folder, env)
+    with serving(program, Spool(folder / "spool"), engine=MODEL) as it:
+        yield lambda: it
+
+
+# --- another model ----------------------------------------------------------------------------------------------------
+
+
+def test_reload_serves_the_new_model_and_keeps_the_old_one_if_it_is_bad(
+    program: Program, spool: Spool, small: list[bytes], tmp_path: Path
+) -> None:
+    """The exit code of `ctl reload --wait` tells; no input fails; ids change with the model."""
+    model = copy_model(DEMO, tmp_path / "model")
+    good = model.read_bytes()
+    with serving(program, spool, engine=model) as it:
+        spool.put(small[0], "a.jpg")
+        it.wait_done(1)
+        model.write_bytes(good[: len(good) // 2])
+        bad = it.ctl("reload", "--wait")
+        assert bad.returncode == 65, bad
+        assert it.status()["reloads"] == {"done": 0, "failed": 1}
+        spool.put(small[1], "b.jpg")
+        it.wait_done(2)
+        card = json.loads((DEMO / "model.json").read_text())
+        (model.parent / "model.json").write_text(json.dumps(card | {"score_threshold": 0.99}))
+        model.write_bytes(good)
+        assert it.ctl("reload", "--wait").returncode == 0
+        spool.put(PICTURES[0], "c.jpg")
+        it.wait_done(3)
+        it.process.send_signal(signal.SIGHUP)
+        until(lambda: it.status()["reloads"]["done"] == 2, "reload by SIGHUP")
+        assert it.stop() == 0
+    lines = {line["name"]: line for line in spool.lines()}
+    assert not any("error" in line for line in lines.values())
+    assert not lines["c.jpg"]["detections"], "the threshold of the new card holds"
+
+
+@pytest.mark.parametrize("how", ["beside", "swap"])
+def test_reloads_under_load_fail_no_input(source_program: Program, spool: Spool, small: list[bytes], how: str) -> None:
+    """A storm of SIGHUP while pictures come: each is answered once."""
+    with serving(source_program, spool, "--reload", how, engine=MODEL) as it:
+        for index in range(200):
+            spool.put(small[index % 40] + b"%d" % index, f"{index}.jpg")
+            it.process.send_signal(signal.SIGHUP)
+        it.wait_done(200)
+        until(lambda: it.status()["reloads"]["done"] >= 1, "a reload")
+        assert it.stop() == 0
+    spool.assert_each_once()
+    assert not list(spool.failed.iterdir())
+
+
+# --- no space ---------------------------------------------------------------------------------------------------------
+
+
+def fill(path: Path) -> None:
+    """Let a file take all the space that there is."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        with pytest.raises(OSError, match="No space"):
+            while True:
+                os.write(file, bytes(1 << 16))
+    finally:
+        os.close(file)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+def test_full_disk_pauses_and_goes_on_by_itself(program: Program, tmp_path: Path, small: list[bytes]) -> None:
+    """Not ready while it is full, no input lost or failed; ready again when there is room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], check=True, capture_output=True)
+    except subprocess.CalledProcessError:
+        pytest.skip("mounts are not allowed here")
+    try:
+        spool = Spool(place / "spool")
+        with serving(program, spool, "--min-free-mb", "1", engine=MODEL) as it:
+            for cycle in range(3):
+                for index in range(40):
+                    spool.put(small[index] + b"%d" % cycle, f"{cycle}-{index}.jpg")
+                fill(place / "filler")
+                until(lambda: not it.status()["ready"], "not ready", 5)
+                time.sleep(0.5)
+                os.truncate(place / "filler", 0)
+                it.wait_done(40 * (cycle + 1))
+                until(it.ready, "ready")
+            assert it.stop() == 0
+        spool.assert_each_once()
+        assert not list(spool.failed.iterdir())
+    finally:
+        subprocess.run(["umount", "-l", place], check=False)
