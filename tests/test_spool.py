@@ -52,8 +52,10 @@ def spool(tmp_path: Path) -> Spool:
         (b"torn", b""),
         (b"a\n" + b"x" * 200_000, b"a\n"),
         (b"\n\n", b"\n\n"),
+        (b"a\n\0\0\0\nb\n", b"a\n"),
+        (b"\0" * 9, b""),
     ],
-    ids=["empty", "whole", "torn", "only torn", "long torn", "blank"],
+    ids=["empty", "whole", "torn", "only torn", "long torn", "blank", "zeros", "only zeros"],
 )
 def test_torn_line_is_cut_off(tmp_path: Path, before: bytes, after: bytes) -> None:
     """What a killed process left of its last line goes when the file is opened."""

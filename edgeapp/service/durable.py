@@ -13,6 +13,9 @@ from contextlib import suppress
 TEMPORARY = ".new"
 """How the names of unfinished files of ours end; what is left of them is removed at the next start."""
 
+LOOKED_AT_BYTES = 16 << 20
+"""At the end of a file of lines, for what was not finished: more than one call appends."""
+
 
 def sync_folder(path: str) -> None:
     """Bring the names in a folder to the disk."""
@@ -81,12 +84,13 @@ class Appended:
             raise
 
     def _whole_lines(self) -> int:
-        """Where the last line ends."""
+        """Where the last line ends; after a power cut there can be zeros in place of what was not on the disk yet."""
         end = os.fstat(self._file).st_size
         while end > 0:
-            start = max(0, end - (1 << 16))
-            found = os.pread(self._file, end - start, start).rfind(b"\n")
-            if found >= 0:
+            start = max(0, end - LOOKED_AT_BYTES)
+            data = os.pread(self._file, end - start, start)
+            data = data[:found] if (found := data.find(b"\0")) >= 0 else data
+            if (found := data.rfind(b"\n")) >= 0:
                 return start + found + 1
             end = start
         return 0

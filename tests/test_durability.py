@@ -1,0 +1,261 @@
+"""Nothing is lost, torn or left behind when the service is killed at any call, calls fail, or the power is cut.
+
+EDGEAPP_CAMPAIGN=1 (`./build.sh campaign durability`) makes it long. A power cut is a file system of its own that is
+shut down without its log (EXT4_IOC_SHUTDOWN, as XFS has it too) and mounted again: what was not brought to the disk is gone.
+That a disk lies about what it wrote is not shown. `no_sync` is the negative control: a library that makes fsync() and
+fdatasync() do nothing; with it inputs or results must get lost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from serving import Spool, serving, until
+from support import ROOT, Program
+
+from edgeapp.service import spool as folders
+from edgeapp.service.durable import Appended
+
+MODEL = ROOT / "edgeapp" / "data" / "demo" / "model.onnx"
+CAMPAIGN = os.environ.get("EDGEAPP_CAMPAIGN") == "1"
+SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
+"""ioctl of ext4 and XFS (linux/fs.h), and its flag."""
+
+CUTS, NEGATIVE_CUTS = (1000, 60) if CAMPAIGN else (6, 0)
+INPUTS_PER_CUT = 30
+
+pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 300)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("small") / "x.jpg"
+    Image.new("RGB", (64, 48), (10, 200, 90)).save(path)
+    return path.read_bytes()
+
+
+def is_done(spool: Spool) -> bool:
+    return not spool.waiting
+
+
+# --- killed, or refused, at a system call -----------------------------------------------------------------------------
+
+CALLS = ("openat", "write", "fsync", "fdatasync", "rename", "ftruncate")
+ERRNOS = ("ENOSPC", "EIO", "EROFS", "EDQUOT", "EMFILE", "EINTR", "ESTALE")
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
+
+
+def spool_paths(spool: Spool) -> list[str]:
+    """strace -P takes whole paths: those that the write path uses."""
+    root = spool.root
+    folders = [root / name for name in ("in", "done", "failed", "results", "state")]
+    files = [root / "results" / "results.jsonl", root / "state" / "ledger"]
+    inputs = [root / "in" / f"{n}.jpg" for n in range(3)] + [root / "in" / "junk.jpg"]
+    return [str(path) for path in (*folders, *files, *inputs)]
+
+
+@needs_strace
+@pytest.mark.parametrize("call", CALLS)
+def test_killed_at_each_system_call_nothing_is_lost(
+    source_program: Program, tmp_path: Path, small: bytes, call: str
+) -> None:
+    """The N-th call of the write path is the last one of the process, for every N (without a campaign: some)."""
+    numbers = range(1, 60) if CAMPAIGN else (1, 3)
+    for number in numbers:
+        spool = Spool(tmp_path / f"{call}-{number}")
+        for index in range(3):
+            spool.put(small + b"%d" % index, f"{index}.jpg")
+        spool.put(b"junk", "junk.jpg")
+        watched = [word for path in spool_paths(spool) for word in ("-P", path)]
+        program = Program(
+            ["strace", "-f", "-qq", "-o", "/dev/null", *watched, "-e", f"trace={call}",
+             "-e", f"inject={call}:signal=SIGKILL:when={number}", *source_program.command],
+            source_program.cwd, source_program.env,
+        )  # fmt: skip
+        words = ("--settle-s", "0.05", "--write", "jsonl", "json")
+        with serving(program, spool, *words, engine=MODEL, ready=False, stderr=subprocess.DEVNULL) as it:
+            until(lambda it=it, spool=spool: it.process.poll() is not None or is_done(spool), "end")  # type: ignore[misc]
+            killed = it.process.poll() is not None
+        subprocess.run(["pkill", "-KILL", "-f", str(spool.root)], check=False)
+        with serving(source_program, spool, *words, engine=MODEL, stderr=subprocess.DEVNULL) as it:
+            until(lambda spool=spool: is_done(spool), "all")  # type: ignore[misc]
+            assert it.stop() == 0
+        spool.assert_each_once()
+        assert len(spool.lines()) == 4, (call, number)
+        assert killed or number > 1, "the injection does nothing"
+        shutil.rmtree(spool.root)
+        if not killed:
+            break
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ERRNOS if CAMPAIGN else ("ENOSPC", "EIO"))
+@pytest.mark.parametrize("call", CALLS if CAMPAIGN else ("fdatasync", "rename"))
+def test_refused_system_call_loses_nothing(
+    source_program: Program, tmp_path: Path, small: bytes, call: str, error: str
+) -> None:
+    """It recovers, or ends with a documented code; the next start finishes what is left."""
+    for number in range(1, 21) if CAMPAIGN else (2,):
+        spool = Spool(tmp_path / f"{call}-{error}-{number}")
+        for index in range(3):
+            spool.put(small + b"%d" % index, f"{index}.jpg")
+        watched = [word for path in spool_paths(spool) for word in ("-P", path)]
+        program = Program(
+            ["strace", "-f", "-qq", "-o", "/dev/null", *watched, "-e", f"trace={call}",
+             "-e", f"inject={call}:error={error}:when={number}", *source_program.command],
+            source_program.cwd, source_program.env,
+        )  # fmt: skip
+        words = ("--settle-s", "0.05", "--write", "jsonl", "json")
+        log = tmp_path / "log"
+        with log.open("wb") as stderr, serving(program, spool, *words, engine=MODEL, ready=False, stderr=stderr) as it:
+            until(lambda it=it, spool=spool: it.process.poll() is not None or is_done(spool), "end")  # type: ignore[misc]
+            code = it.process.poll()
+        said = log.read_text()
+        assert code in (None, 0, 66, 71, 73, 74, 77), (call, error, number, code, said)
+        assert "Traceback" not in said, said
+        subprocess.run(["pkill", "-KILL", "-f", str(spool.root)], check=False)
+        with serving(source_program, spool, *words, engine=MODEL, stderr=subprocess.DEVNULL) as it:
+            until(lambda spool=spool: is_done(spool), "all")  # type: ignore[misc]
+            assert it.stop() == 0
+        spool.assert_each_once()
+        shutil.rmtree(spool.root)
+
+
+# --- the power goes ---------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """A file system in a file, that can lose its power."""
+
+    def __init__(self, image: Path, place: Path, kind: str) -> None:
+        self.image, self.place, self.kind = image, place, kind
+        megabytes = 64 if kind == "ext4" else 320  # XFS takes no smaller ones
+        with open(image, "wb") as file:
+            file.truncate(megabytes << 20)
+        command = ["mkfs.ext4", "-q", "-F"] if kind == "ext4" else ["mkfs.xfs", "-q", "-f"]
+        subprocess.run([*command, image], check=True, capture_output=True)
+        place.mkdir()
+        self.mount()
+
+    def mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", self.image, self.place], check=True, capture_output=True)
+
+    def cut(self, *, flush: bool) -> None:
+        """Lose what is not on the disk; `flush`: just after the log was written for another reason."""
+        if flush:
+            (self.place / "unrelated").write_bytes(b"x")
+            file = os.open(self.place / "unrelated", os.O_RDONLY)
+            os.fsync(file)
+            os.close(file)
+        folder = os.open(self.place, os.O_RDONLY)
+        try:
+            fcntl.ioctl(folder, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        finally:
+            os.close(folder)
+
+    def unmount(self) -> None:
+        until(
+            lambda: subprocess.run(["umount", self.place], capture_output=True, check=False).returncode == 0, "umount"
+        )
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", self.place], capture_output=True, check=False)
+
+
+@pytest.fixture(params=["ext4", "xfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    if os.geteuid() != 0 or shutil.which(f"mkfs.{request.param}") is None:
+        pytest.skip(f"needs root and mkfs.{request.param}")
+    try:
+        made = Disk(tmp_path / "image", tmp_path / "disk", request.param)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"cannot mount a file here: {error.stderr.decode().strip()}")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def no_sync(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that makes fsync() and fdatasync() do nothing."""
+    folder = tmp_path_factory.mktemp("no_sync")
+    (folder / "no_sync.c").write_text(
+        "int fsync(int f) { (void)f; return 0; }\nint fdatasync(int f) { (void)f; return 0; }\n"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "no_sync.so", folder / "no_sync.c"], check=True)
+    return folder / "no_sync.so"
+
+
+def cuts(disk: Disk, program: Program, small: bytes, count: int, check: Callable[[Spool], None]) -> None:
+    """Cut the power again and again while pictures come and are worked on."""
+    chance = random.Random(6)
+    spool = Spool(disk.place / "spool")
+    number = 0
+    for _ in range(count):
+        for _ in range(INPUTS_PER_CUT):
+            number += 1
+            spool.put(small + b"%d" % number, f"{number}.jpg")
+        os.sync()  # what came before the service saw it is not its own
+        words = ("--settle-s", "0.02", "--min-free-mb", "1", "--segment-mb", "1", "--attempts", "1000")
+        with serving(program, spool, *words, engine=MODEL, ready=False, stderr=subprocess.DEVNULL) as it:
+            if chance.random() < 0.9:
+                before = len(spool.waiting)
+                until(lambda spool=spool, before=before: len(spool.waiting) < before, "a result")  # type: ignore[misc]
+            time.sleep(chance.random() * 0.3)
+            disk.cut(flush=chance.random() < 0.5)
+            it.process.kill()
+            it.process.wait()
+        disk.unmount()
+        disk.mount()
+        check(spool)
+        if len(os.listdir(spool.done)) > 2000:  # the disk is small
+            for path in spool.done.iterdir():
+                digest = path.name
+                path.unlink()
+                del spool.given[os.fsencode(digest)]
+            os.sync()
+
+
+def test_power_cut_loses_nothing(disk: Disk, source_program: Program, small: bytes) -> None:
+    """Every input lies in one place, whole; each that left the folder has its line; the next start goes on."""
+    done = 0
+
+    def check(spool: Spool) -> None:
+        nonlocal done
+        done = len(os.listdir(spool.done))
+        folders.Spool.at(str(spool.root)).make()  # what the next start does first
+        Appended(str(spool.results / "results.jsonl")).close()
+        spool.assert_each_once()
+
+    cuts(disk, source_program, small, CUTS, check)
+    assert done > 0
+
+
+@pytest.mark.skipif(not NEGATIVE_CUTS, reason="the negative control takes a campaign")
+def test_power_cut_without_sync_loses_something(
+    disk: Disk, source_program: Program, small: bytes, no_sync: Path
+) -> None:
+    """The negative control: without fsync the same cuts do harm, so the test above can fail."""
+    harm = 0
+
+    def check(spool: Spool) -> None:
+        nonlocal harm
+        try:
+            spool.assert_each_once()
+        except (AssertionError, ValueError, OSError):
+            harm += 1
+        spool.given = {name: "" for name in map(os.fsencode, os.listdir(spool.incoming))}
+
+    env = {**source_program.env, "LD_PRELOAD": str(no_sync)}
+    cuts(disk, Program(source_program.command, source_program.cwd, env), small, NEGATIVE_CUTS, check)
+    assert harm > 0
