@@ -1,7 +1,7 @@
 """Nothing is lost, torn or left behind when the service is killed at any call, calls fail, or the power is cut.
 
 EDGEAPP_CAMPAIGN=1 (`./build.sh campaign durability`) makes it long. A power cut is a file system of its own that is
-shut down without its log (EXT4_IOC_SHUTDOWN, as XFS has it too) and mounted again: what was not brought to the disk is gone.
+shut down without its log (EXT4_IOC_SHUTDOWN, as XFS has it too) and mounted again: what was not on the disk is gone.
 That a disk lies about what it wrote is not shown. `no_sync` is the negative control: a library that makes fsync() and
 fdatasync() do nothing; with it inputs or results must get lost.
 """
