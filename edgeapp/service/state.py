@@ -35,8 +35,8 @@ OTHER = "other"
 MOST_LABEL, MOST_TEXT = 64, 500
 """Characters."""
 
-SHOWN_EVERY_S, THUMBNAIL_EVERY_S = 0.1, 0.25
-"""Of a quick succession so many results are shown: a person, and the page, must get to see them."""
+SHOWN_EVERY_S = 0.25
+"""Of a quick succession of results one is shown in this time, and the last: the page must have time to fetch them."""
 
 WATCHED_S = 10.0
 """So long after somebody looked at the page thumbnails are made."""
@@ -205,7 +205,7 @@ class State:
     def wants_thumbnail(self) -> bool:
         """Whether the next result should come with one: somebody looks, and the last one is a moment old."""
         now = self._clock()
-        if now - self._watched_s > WATCHED_S or now - self._thumbnail_s < THUMBNAIL_EVERY_S:
+        if now - self._watched_s > WATCHED_S or now - self._thumbnail_s < SHOWN_EVERY_S:
             return False
         self._thumbnail_s = now
         return True
