@@ -32,7 +32,7 @@ REQUEST_S, RESPONSE_S, LINGER_S = 5.0, 5.0, 1.0
 MOST_IGNORED_BYTES = 1 << 18
 """What a client may still send after its response; closing with unread data would tear the response away."""
 
-MOST_PER_S, BURST = 200, 50
+MOST_PER_S, BURST = 100, 50
 """Responses; more are slowed down, for each takes about as much as a picture takes of the interpreter."""
 
 TICK_S, PAUSE_S = 0.5, 0.1

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from edgeapp import paths
 from edgeapp.service.latency import BUCKETS_S, Histogram
@@ -21,45 +20,33 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FILE_MODE = 0o644
 """Those who collect the file, as node_exporter's textfile collector does, run as another user."""
 
-Labels = Mapping[str, str]
+BOUNDS = (*map(repr, BUCKETS_S), "+Inf")
+THREADS, START_TIME, RSS = 17, 19, 21
+"""Places in _stat(): fields 20, 22 and 24 of proc(5), which begins to count before the name."""
 
 
 def render(state: State) -> str:
     """All metrics of this moment."""
     told, latencies = state.figures(), state.latencies()
     total = latencies.pop("total")
+    infer = latencies.get("infer", Histogram())
     families = (
-        _family("edgeapp_build_info", "gauge", "What this program is.", [(told["build"], 1)]),
-        _family("edgeapp_model_info", "gauge", "The model that serves.", [(told["model"], 1)] if told["model"] else []),
-        _family("edgeapp_ready", "gauge", "Whether inputs are worked on: 1 or 0.", [({}, int(told["ready"]))]),
-        _family("edgeapp_inputs_total", "counter", "Inputs by their result.", _by("result", told["inputs"])),
-        _family(
-            "edgeapp_dead_letter_total", "counter", "Inputs put aside, by reason.",
-            _by("reason", told["failed_by_reason"]),
-        ),
-        _family("edgeapp_queue_depth", "gauge", "Inputs that wait.", [({}, told["queue_depth"])]),
-        _family("edgeapp_in_flight", "gauge", "Inputs that are being worked on.", [({}, told["in_flight"])]),
-        _family(
-            "edgeapp_inference_seconds", "histogram", "Inference of an input; its share of the batch.",
-            _histogram({}, latencies.get("infer", Histogram())),
-        ),
-        _family(
-            "edgeapp_stage_seconds", "histogram", "Each step of an input; its share of the batch.",
-            [line for stage, times in latencies.items() for line in _histogram({"stage": stage}, times)],
-        ),
-        _family(
-            "edgeapp_input_seconds", "histogram", "From taking an input until its result is safe.",
-            _histogram({}, total),
-        ),
-        _family("edgeapp_reloads_total", "counter", "Reloads of the model by result.", _by("result", told["reloads"])),
-        _family("edgeapp_gpu_errors_total", "counter", "CUDA errors by code.", _by("code", told["gpu_errors"])),
-        _family(
-            "edgeapp_disk_free_bytes", "gauge", "Free space where results are written.",
-            [] if told["disk_free_bytes"] is None else [({}, told["disk_free_bytes"])],
-        ),
-        *(_family(name, kind, help_text, [({}, value)]) for name, kind, help_text, value in _process()),
-    )  # fmt: skip
-    return "".join(line for family in families for line in family)
+        _gauge("edgeapp_build_info", "What this program is.", 1, told["build"]),
+        _gauge("edgeapp_model_info", "The model that serves.", 1 if told["model"] else None, told["model"]),
+        _gauge("edgeapp_ready", "Whether inputs are worked on: 1 or 0.", int(told["ready"])),
+        _counters("edgeapp_inputs_total", "Inputs by their result.", "result", told["inputs"]),
+        _counters("edgeapp_dead_letter_total", "Inputs put aside, by reason.", "reason", told["failed_by_reason"]),
+        _gauge("edgeapp_queue_depth", "Inputs that wait.", told["queue_depth"]),
+        _gauge("edgeapp_in_flight", "Inputs that are being worked on.", told["in_flight"]),
+        _histograms("edgeapp_inference_seconds", "Inference of an input, its share of the batch.", "", {"": infer}),
+        _histograms("edgeapp_stage_seconds", "Steps of an input, its share of the batch.", "stage", latencies),
+        _histograms("edgeapp_input_seconds", "From taking an input until its result is safe.", "", {"": total}),
+        _counters("edgeapp_reloads_total", "Reloads of the model by result.", "result", told["reloads"]),
+        _counters("edgeapp_gpu_errors_total", "CUDA errors by code.", "code", told["gpu_errors"]),
+        _gauge("edgeapp_disk_free_bytes", "Free space where results are written.", told["disk_free_bytes"]),
+        *_process(),
+    )
+    return "".join(families)
 
 
 def write_file(path: str | Path, text: str) -> None:
@@ -84,32 +71,36 @@ def write_file(path: str | Path, text: str) -> None:
         raise paths.refusal(f"cannot write {paths.printable(str(path))}", error, writing=True) from error
 
 
-def _family(name: str, kind: str, help_text: str, lines: list[tuple[Any, ...]]) -> Iterator[str]:
-    """HELP, TYPE and the samples, each (labels, value) or (labels, value, what is added to the name)."""
-    if not lines:
-        return
-    yield f"# HELP {name} {_escaped(help_text)}\n# TYPE {name} {kind}\n"
-    for labels, value, *suffix in lines:
-        inside = ",".join(f'{key}="{_escaped(text, quotes=True)}"' for key, text in labels.items())
-        yield f"{name}{''.join(suffix)}{'{' if inside else ''}{inside}{'}' if inside else ''} {_number(value)}\n"
+def _family(name: str, kind: str, help_text: str, samples: list[str]) -> str:
+    """HELP, TYPE and the samples; nothing when there are none."""
+    return "\n".join([f"# HELP {name} {help_text}", f"# TYPE {name} {kind}", *samples, ""]) if samples else ""
 
 
-def _by(label: str, counts: Mapping[str, int]) -> list[tuple[Labels, int]]:
-    return [({label: key}, n) for key, n in counts.items()]
+def _gauge(name: str, help_text: str, value: float | None, labels: Mapping[str, str] | None = None) -> str:
+    inside = ",".join(_label(key, text) for key, text in (labels or {}).items())
+    braces = f"{{{inside}}}" if inside else ""
+    return _family(name, "gauge", help_text, [] if value is None else [f"{name}{braces} {_number(value)}"])
 
 
-def _histogram(labels: Labels, times: Histogram) -> list[tuple[Labels, float, str]]:
-    """The samples of a histogram: cumulative counts, the last of them without a bound, sum and count."""
-    bounds = [*map(_number, BUCKETS_S), "+Inf"]
-    lines: list[tuple[Labels, float, str]] = [
-        ({**labels, "le": bound}, n, "_bucket") for bound, n in zip(bounds, accumulate(times.counts), strict=True)
-    ]
-    return [*lines, (labels, times.sum_s, "_sum"), (labels, times.count, "_count")]
+def _counters(name: str, help_text: str, label: str, counts: Mapping[str, int]) -> str:
+    return _family(name, "counter", help_text, [f"{name}{{{_label(label, key)}}} {n}" for key, n in counts.items()])
 
 
-def _escaped(text: str, *, quotes: bool = False) -> str:
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quotes else text
+def _histograms(name: str, help_text: str, label: str, histograms: Mapping[str, Histogram]) -> str:
+    """One for each value of the label, or one alone without any: cumulative counts, sum, count."""
+    samples = []
+    for value, times in histograms.items():
+        inside = _label(label, value) if label else ""
+        first, alone = (f"{inside},", f"{{{inside}}}") if inside else ("", "")
+        counts = list(accumulate(times.counts))
+        samples += [f'{name}_bucket{{{first}le="{bound}"}} {n}' for bound, n in zip(BOUNDS, counts, strict=True)]
+        samples += [f"{name}_sum{alone} {_number(times.sum_s)}", f"{name}_count{alone} {counts[-1]}"]
+    return _family(name, "histogram", help_text, samples)
+
+
+def _label(name: str, value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    return f'{name}="{escaped}"'
 
 
 def _number(value: float) -> str:
@@ -120,24 +111,30 @@ def _number(value: float) -> str:
 def _started_at() -> float | None:
     """When this process began, seconds of Unix time; found out once, for it must not move when the clock is set."""
     try:
-        ticks = int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[19])  # proc(5): field 22
+        ticks = int(_stat()[START_TIME])
     except (OSError, ValueError, IndexError):
         return None
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return round(time.time() - age_s, 2)
 
 
-def _process() -> Iterator[tuple[str, str, str, float]]:
-    """Name, kind, help and value of what Prometheus' own clients tell of a process, as far as /proc tells it."""
-    if (started_at := _started_at()) is not None:
-        yield "process_start_time_seconds", "gauge", "Start of the process, Unix time.", started_at
+def _process() -> Iterator[str]:
+    """What Prometheus' own clients tell of a process, as far as /proc tells it."""
+    yield _gauge("process_start_time_seconds", "Start of the process, Unix time.", _started_at())
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    yield "process_cpu_seconds_total", "counter", "CPU time, user and system.", usage.ru_utime + usage.ru_stime
+    cpu_s = usage.ru_utime + usage.ru_stime
+    yield _family("process_cpu_seconds_total", "counter", "CPU time.", [f"process_cpu_seconds_total {cpu_s}"])
     with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-        yield "process_resident_memory_bytes", "gauge", "Resident memory.", int(fields[21]) * resource.getpagesize()
-        yield "process_threads", "gauge", "Threads of the operating system.", int(fields[17])
+        fields = _stat()
+        rss = int(fields[RSS]) * resource.getpagesize()
+        yield _gauge("process_resident_memory_bytes", "Resident memory.", rss)
+        yield _gauge("process_threads", "Threads of the operating system.", int(fields[THREADS]))
     with contextlib.suppress(OSError):
-        yield "process_open_fds", "gauge", "Open file descriptors.", len(os.listdir("/proc/self/fd")) - 1
+        yield _gauge("process_open_fds", "Open file descriptors.", len(os.listdir("/proc/self/fd")) - 1)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield "process_max_fds", "gauge", "Limit of open file descriptors.", most if most >= 0 else float("inf")
+    yield _gauge("process_max_fds", "Limit of open file descriptors.", most if most >= 0 else float("inf"))
+
+
+def _stat() -> list[bytes]:
+    """The fields of /proc/self/stat after the name, which may hold anything."""
+    return Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()

@@ -25,10 +25,16 @@ def thumbnail(result: Result) -> bytes | None:
     small = image.reduce(max(1, min(image.width // SIZE_WH[0], image.height // SIZE_WH[1]))).convert("RGB")
     small.thumbnail(SIZE_WH, Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(small)
-    x, y = (shown / whole for shown, whole in zip(small.size, result.frame.picture_wh, strict=True))
     for found in result.detections[:MOST_BOXES]:
         x0, y0, x1, y1 = found.box_xyxy
-        draw.rectangle((min(x0, x1) * x, min(y0, y1) * y, max(x0, x1) * x, max(y0, y1) * y), outline=BOX_COLOR)
+        left, right = _within(x0, x1, small.width, result.frame.picture_wh[0])
+        top, bottom = _within(y0, y1, small.height, result.frame.picture_wh[1])
+        draw.rectangle((left, top, right, bottom), outline=BOX_COLOR, width=2)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=QUALITY)
     return out.getvalue()
+
+
+def _within(a: float, b: float, shown: int, whole: int) -> list[int]:
+    """Two coordinates of a picture in the small one, in order; Pillow draws for seconds what reaches far out of it."""
+    return sorted(round(min(max(0.0, n / whole * shown), shown - 1.0)) for n in (a, b))
