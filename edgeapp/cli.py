@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
-from edgeapp import errors, launched, paths, settings
+from edgeapp import config, errors, launched, paths, settings
 from edgeapp.log import Talk
 from edgeapp.stopping import Stop
 
@@ -97,6 +97,26 @@ def _ctl(do: str, wait: bool, options: settings.Settings, _: Stop, __: Talk) -> 
     return ctl(do, wait, options)
 
 
+def _config(given: argparse.Namespace, options: settings.Settings, _: Stop, __: Talk) -> int:
+    from edgeapp.commands.config import config as show
+
+    return show(given.action, options, origin=given.origin, as_json=given.json)
+
+
+def _check(
+    problems: Sequence[errors.EdgeappError], as_json: bool, options: settings.Settings, stop: Stop, talk: Talk
+) -> int:
+    from edgeapp.commands.check import check
+
+    return check(problems, as_json, options, stop, talk)
+
+
+def _golden(action: str, options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.golden import golden
+
+    return golden(action, options, stop, talk)
+
+
 def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
     from edgeapp.commands.about import about
 
@@ -113,6 +133,9 @@ COMMANDS = {
     "runtimes": "list the TensorRT libraries inside and on this machine, and which plans each runs",
     "sign": "write FILE.minisig, the signature that --require-signature wants",
     "doctor": "look at driver, GPUs, rights, disks, clock, heat; with --engine try the model; say what to do",
+    "check": "say everything that is wrong with a configuration, before anything is started; needs no GPU",
+    "config": "show the settings and where each comes from, or print a configuration file to fill in",
+    "golden": "keep in the model card what the model answers, so that it is recognised wherever it runs",
     "cache": "look at the folder into which this file unpacks itself: path, list, verify, clear",
     "self-test": "load everything that is inside, without a GPU: does this file fit this machine",
 }
@@ -127,11 +150,23 @@ CACHE_ACTIONS = (
     "clear: remove what no running program uses"
 )
 
+GOLDEN = (
+    *("engine", "model_card", "device", "tensorrt_library", *settings.TRUSTING),
+    *(option.name for option in settings.OPTIONS if option.card),
+    *("quiet", "debug"),
+)
+"""Options of the command of that name."""
+
+CONFIG_ACTIONS = "show: the settings as they would be used; template: a file with every option, commented out"
+
 SIGN = """The format is minisign's: minisign -V verifies what this writes, and edgeapp what minisign -S writes.
 minisign -G makes a pair of keys; machines that run the model get the public one, into /etc/edgeapp/keys.d
 or by --trust-key.
 
 example: edgeapp sign --key maker.key model.plan"""
+
+CONFIGURED = ("serve", "check", "config")
+"""Commands that read config.DEFAULT_FILE when no other is named."""
 
 EXAMPLES = """examples:
   edgeapp --engine model.plan --input img.jpg             a TensorRT plan on the GPU
@@ -145,8 +180,9 @@ exit codes:
   66 file not found   69 no driver or GPU   70 a bug   71 the system refused   73 cannot write
   74 input/output   75 GPU lost, a restart heals   77 permission   78 configuration
 
-Every option can be set by an environment variable too: EDGEAPP_ENGINE, EDGEAPP_SCORE_THRESHOLD ...,
-but --plugin and --allow-host-code, which let code run, only by their flags.
+Every option can be set by an environment variable too, EDGEAPP_ENGINE, EDGEAPP_SCORE_THRESHOLD ..., or in a
+TOML file (--config): flags win over variables, they over the file. Options that let code run, such as --plugin,
+are taken from flags, and from a file that root owns and nobody else may write.
 EDGEAPP_CACHE names the folder into which the program unpacks itself once; EDGEAPP_VERIFY=1 has it check every byte
 there at each start."""
 
@@ -251,6 +287,19 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         settings.add_options(
             parser, ("engine", "model_card", "device", "tensorrt_library", *settings.TRUSTING, "quiet", "debug")
         )
+    elif name == "check":
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        settings.add_options(parser)
+    elif name == "config":
+        parser.add_argument("action", choices=("show", "template"), help=CONFIG_ACTIONS)
+        parser.add_argument("--origin", action="store_true", help="show of each value where it came from")
+        parser.add_argument("--json", action="store_true", help="show as one JSON object")
+        settings.add_options(parser)
+    elif name == "golden":
+        action = parser.add_mutually_exclusive_group()
+        action.add_argument("--write", action="store_true", help="keep it in the model card, which is made if need be")
+        action.add_argument("--check", action="store_true", help="compare with what the model card keeps")
+        settings.add_options(parser, GOLDEN)
     elif name == "cache":
         parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -278,13 +327,23 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         command = partial(_sign, given.key, given.files, given.passphrase_file)
     elif name == "doctor":
         command = partial(_doctor, given.json)
+    elif name == "config":
+        command = partial(_config, given)
+    elif name == "golden":
+        command = partial(_golden, "write" if given.write else "check" if given.check else "print")
     elif name == "cache":
         command = partial(_cache, given.action, given.json)
     elif name == "self-test":
         command = partial(_self_test, given.parts, given.json)
     elif name == "run" and (what := _asked_about(given)):
         return partial(_about, what), settings.Settings()
-    return command, settings.from_arguments(given)
+    default = config.DEFAULT_FILE if name in CONFIGURED else None
+    if name == "check":
+        problems: list[errors.EdgeappError] = []
+        file = config.load(given, default=default, problems=problems)
+        options = settings.from_arguments(given, file=file, problems=problems)
+        return partial(_check, problems, given.json), options
+    return command, settings.from_arguments(given, file=config.load(given, default=default))
 
 
 def _asked_about(given: argparse.Namespace) -> str:

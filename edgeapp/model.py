@@ -22,8 +22,8 @@ from edgeapp.records import TensorSpec
 
 CARD_NAME = "model.json"
 MOST_CARD_BYTES = 16 << 20
-NOT_OF_THE_TASK = ("schema", "description", "license", "sha256", "trust_key")
-"""Keys that say nothing of inputs and outputs; `trust` looks at the last two."""
+NOT_OF_THE_TASK = ("schema", "description", "license", "sha256", "trust_key", "golden")
+"""Keys that say nothing of how inputs are made and outputs are read; `trust` and `golden` look at the last three."""
 ULTRALYTICS_TASKS = {"classify": "classify", "detect": "detect"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

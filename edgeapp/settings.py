@@ -1,4 +1,4 @@
-"""Every option once: flag > EDGEAPP_* environment variable > default."""
+"""Every option once: flag > EDGEAPP_* environment variable > configuration file > default."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeapp.errors import UsageError
+from edgeapp.errors import EdgeappError, UsageError
 
 DEFAULT_MAX_PIXELS = 100_000_000
 """Larger pictures are refused from their header: 100 megapixels are 300 MB of memory."""
@@ -21,7 +21,10 @@ class Option:
     Attributes:
         parse: text to value; raises ValueError with a reason. None for an on/off flag.
         card: the option overrides the key of the same name in the model card.
-        variable_too: whether the environment may set it, which stays unseen in a command line.
+        variable_too: whether the environment may set it, which stays unseen in a command line; a configuration file
+            may only when nobody but root can have written it.
+        joined: what stands between the numbers of a value that has several; a configuration file may give a list.
+        file_too: whether a configuration file may set it.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Option:
     card: bool = False
     group: str = "what to run"
     variable_too: bool = True
+    joined: str = ""
+    file_too: bool = True
 
     @property
     def flag(self) -> str:
@@ -165,7 +170,7 @@ OPTIONS = (
     Option("task", "classify, detect or raw (every output tensor)", choice("classify", "detect", "raw"),
            "TASK", card=True, group=CARD),
     Option("labels", "text file, a class name a line", metavar="FILE", card=True, group=CARD),
-    Option("size_wh", "network input WIDTHxHEIGHT, pixels", size_wh, "WxH", card=True, group=CARD),
+    Option("size_wh", "network input WIDTHxHEIGHT, pixels", size_wh, "WxH", card=True, group=CARD, joined="x"),
     Option("resize", "letterbox, stretch or center_crop", choice("letterbox", "stretch", "center_crop"),
            "HOW", card=True, group=CARD),
     Option("antialias", "area-aware resizing as Pillow does it (--no-antialias: plain bilinear)", None,
@@ -176,8 +181,8 @@ OPTIONS = (
     Option("layout", "NCHW or NHWC", choice("NCHW", "NHWC"), "LAYOUT", card=True, group=CARD),
     Option("scale", "tensor = (pixel * scale - mean) / std; 1/255 is understood", number(1e-9, 1e9), "F",
            card=True, group=CARD),
-    Option("mean", "one number, or three for the channels", numbers, "F[,F,F]", card=True, group=CARD),
-    Option("std", "one number, or three for the channels", divisors, "F[,F,F]", card=True, group=CARD),
+    Option("mean", "one number, or three for the channels", numbers, "F[,F,F]", card=True, group=CARD, joined=","),
+    Option("std", "one number, or three for the channels", divisors, "F[,F,F]", card=True, group=CARD, joined=","),
     Option("pad_value", "grey of the letterbox's border", integer(0, 255), "N", card=True, group=CARD),
     Option("head", "detector output: yolov8, yolov5, yolox, end2end or nms",
            choice("yolov8", "yolov5", "yolox", "end2end", "nms"), "HEAD", card=True, group=CARD),
@@ -234,6 +239,8 @@ OPTIONS = (
     Option("quiet", "say nothing but errors", None, default=False, group=TALK),
     Option("debug", "show stack traces and the log lines of TensorRT", None, default=False, group=TALK),
     Option("startup_trace", "print the milliseconds of each step of the start", None, default=False, group=TALK),
+    Option("config", "TOML file with options, such as score_threshold = 0.4; flags and variables win", name, "FILE",
+           group="where settings come from", file_too=False),
 )  # fmt: skip
 
 TRUSTING = tuple(option.name for option in OPTIONS if option.group == TRUST)
@@ -242,7 +249,12 @@ TRUSTING = tuple(option.name for option in OPTIONS if option.group == TRUST)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for; `card` holds the options that override the model card."""
+    """What the user asked for.
+
+    Attributes:
+        card: the options that override the model card.
+        origins: option -> where its value came from: --batch, EDGEAPP_BATCH, config.toml:3; defaults are not in it.
+    """
 
     engine: str | None = None
     input: tuple[str, ...] = ()
@@ -281,7 +293,17 @@ class Settings:
     quiet: bool = False
     debug: bool = False
     startup_trace: bool = False
+    config: str | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The value of an option in a configuration file, and where: FILE:LINE."""
+
+    value: Any
+    origin: str
 
 
 def add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
@@ -318,25 +340,44 @@ def _typed(option: Option) -> Callable[[str], Any]:
     return typed
 
 
-def from_arguments(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from parsed flags, then the environment, then the defaults.
+def from_arguments(
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str] = os.environ,
+    file: Mapping[str, Given] | None = None,
+    problems: list[EdgeappError] | None = None,
+) -> Settings:
+    """Settings from parsed flags, then the environment, then the configuration file, then the defaults.
+
+    Args:
+        file: what config.read() found.
+        problems: takes what is wrong, so that more can be looked for.
 
     Raises:
-        UsageError: an environment variable has a value that its option does not take.
+        UsageError: an environment variable has a value that its option does not take, and `problems` is None.
     """
     values: dict[str, Any] = {}
     card: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for option in OPTIONS:
-        value = getattr(arguments, option.name, None)
+        value, origin = getattr(arguments, option.name, None), option.flag
         text = environment.get(option.variable) if option.variable_too else None
         if value is None and text:  # empty is as good as unset
-            value = _from_text(option, text)
+            try:
+                value, origin = _from_text(option, text), option.variable
+            except UsageError as error:
+                if problems is None:
+                    raise
+                problems.append(error)
+        if value is None and file and option.name in file:
+            value, origin = file[option.name].value, file[option.name].origin
+        if value is None:
+            continue
+        origins[option.name] = origin
         if option.card:
-            if value is not None:
-                card[option.name] = value
-        elif value is not None:
+            card[option.name] = value
+        else:
             values[option.name] = tuple(value) if option.many else value
-    return Settings(**values, card=card)
+    return Settings(**values, card=card, origins=origins)
 
 
 def _from_text(option: Option, text: str) -> Any:

@@ -93,8 +93,8 @@ def least_float16(threshold: float) -> np.float16:
     return least
 
 
-def noise(shape: Sequence[int]) -> NDArray[np.float32]:
+def noise(shape: Sequence[int], seed: int = 0) -> NDArray[np.float32]:
     """Numbers from 0 to 1 that look random, the same every time; they repeat after a million."""
     # Python's own generator: that of NumPy would be the only thing for which the bundle carries 2 MB.
-    once = np.frombuffer(random.Random(0).randbytes(1 << 20), np.uint8).astype(np.float32) / 255
+    once = np.frombuffer(random.Random(seed).randbytes(1 << 20), np.uint8).astype(np.float32) / 255
     return np.resize(once, tuple(shape))

@@ -16,7 +16,8 @@ LEVELS = {
     "__init__": 0, "errors": 0, "records": 0, "paths": 0, "launched": 0, "gpus": 0, "stopping": 0, "workers": 0,
     "memory": 0, "cores": 0,
     "settings": 1, "log": 1, "labels": 1, "plan": 1, "model": 1, "fitting": 1, "tensors": 1, "minisign": 1, "pixels": 1,
-    "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2, "trust": 2,
+    "config": 1,
+    "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2, "trust": 2, "golden": 2,
     "pipeline": 3, "bootstrap": 3, "checks": 3, "service": 3,
     "commands": 4,
     "cli": 5, "__main__": 6,
@@ -27,6 +28,7 @@ INSIDE_LEVEL = {
     "records": {"errors"},
     "model": {"labels"},
     "fitting": {"model"},
+    "config": {"settings"},
 }
 GPU_ORDER = (
     "__init__", "machine", "faults", "driver", "nvml", "runtimes", "selection", "graphs", "buffers", "kernels",

@@ -128,7 +128,7 @@ def open_engine(
         given: the model card's keys, for `trust_key` and `sha256`.
     """
     with trace.step("verify the engine file"):
-        model_file = _verified(model_file, given, settings, talk, stop)
+        model_file = verified(model_file, given, settings, talk, stop)
     if model_file.kind == plan.PLAN:
         from edgeapp.gpu import runtimes
 
@@ -156,7 +156,7 @@ def open_engine(
         cpu.close()
 
 
-def _verified(
+def verified(
     model_file: plan.ModelFile, given: dict[str, Any], settings: Settings, talk: Talk, stop: Stop
 ) -> plan.ModelFile:
     """The file as trust.check() read it, or as it was when there was nothing to check; says what code may run."""
