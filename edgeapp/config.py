@@ -249,7 +249,9 @@ def literal(value: Any) -> str:
         return '"' + "".join(map(_escaped, paths.text(value))) + '"'
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
-    return repr(value)
+    if isinstance(value, int) and value.bit_length() > LONGEST_LINE:
+        return hex(value)  # Python refuses to write so many decimal digits
+    return "{...}" if isinstance(value, dict) else str(value)  # a table may be nested more deeply than Python can follow
 
 
 def _escaped(letter: str) -> str:
