@@ -251,7 +251,7 @@ def literal(value: Any) -> str:
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, int) and value.bit_length() > LONGEST_LINE:
         return hex(value)  # Python refuses to write so many decimal digits
-    return "{...}" if isinstance(value, dict) else str(value)  # a table may be nested more deeply than Python can follow
+    return "{...}" if isinstance(value, dict) else str(value)  # tables may be nested too deeply to follow
 
 
 def _escaped(letter: str) -> str:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from PIL import Image
 from support import ROOT, Program, write_keys, write_signature
 from test_bootstrap import has_driver
 
-from edgeapp import model, settings
+from edgeapp import config, golden, model, settings
 from edgeapp.commands.bench_wanted import add_arguments
+from edgeapp.cpu.engine import CpuEngine
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -39,9 +41,17 @@ def bench(tmp_path: Path, models: Path, noise: Callable[[int, int], Image.Image]
     noise(200, 100).save(tmp_path / "photos" / "a.jpg")
     noise(100, 200).save(tmp_path / "photos" / "more" / "b.jpg")
     np.savez(tmp_path / "x.npz", images=np.zeros((1, 3, 64, 64), np.float32))
+    (tmp_path / "config.toml").write_text('engine = "model.onnx"\n')
+    (tmp_path / "model.json").write_text(json.dumps(_card_with_golden(tmp_path / "model.onnx")))
     write_keys(tmp_path / "maker")
     write_signature(tmp_path / "model.onnx", tmp_path / "maker.key")
     return tmp_path
+
+
+def _card_with_golden(path: Path) -> dict[str, Any]:
+    """A card by which the model is recognised."""
+    engine = CpuEngine(str(path))
+    return {"golden": golden.make(engine, model.Card("detect", size_wh=(64, 64)))}
 
 
 def test_readme_has_commands() -> None:
@@ -90,7 +100,7 @@ def test_build_command_exists(command: str) -> None:
 def test_every_flag_of_the_readme_exists() -> None:
     """No flag is shown that the program does not have (TensorRT's and build.sh's own aside)."""
     known = {option.flag for option in settings.OPTIONS} | {"--help", "--version", "--json", "--sbom", "--licenses"}
-    known |= {"--key", "--passphrase-file"}  # of sign alone
+    known |= {"--key", "--passphrase-file", "--origin", "--write", "--check"}  # of sign, config and golden alone
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     known |= {flag for action in parser._actions for flag in action.option_strings}  # of bench
@@ -107,6 +117,14 @@ def test_json_of_the_readme_is_valid(tmp_path: Path) -> None:
     assert {"schema", "path", "size_wh", "task", "detections", "times_ms"} == set(result)
     (tmp_path / "model.json").write_text(json.dumps(card))
     assert model.read_card(str(tmp_path / "model.json"))["task"] == "detect"
+
+
+def test_configuration_of_the_readme_is_valid(tmp_path: Path) -> None:
+    """Its keys and values are taken."""
+    [text] = [text for kind, text in BLOCKS if kind == "toml"]
+    (tmp_path / "config.toml").write_text(text)
+    found, wrong = config.read(str(tmp_path / "config.toml"))
+    assert (len(found), wrong) == (4, [])
 
 
 def test_links_of_the_readme_lead_to_files() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +118,7 @@ def _golden(card: dict[str, Any]) -> None:
 
 
 def _folders(settings: Settings) -> Iterator[errors.EdgeappError]:
-    """What is wrong with the folders that are written to: they have to be there, or be such as can be made."""
+    """What is wrong with the folders that are written to: those of files have to be there, others may be made."""
     for option in OPTIONS:
         value = getattr(settings, option.name, None)
         for path in (value,) if isinstance(value, str) else value or () if option.many else ():
@@ -125,25 +126,30 @@ def _folders(settings: Settings) -> Iterator[errors.EdgeappError]:
                 continue
             try:
                 if option.metavar == "DIR":
-                    _writable(path)
+                    _writable(path, made=True)
                 elif option.group == OUT or option.metavar == "SOCKET":
-                    _writable(os.path.dirname(path) or ".")
+                    _writable(os.path.dirname(path) or ".", made=False)
             except (OSError, ValueError) as error:
                 what = f"cannot write to {option.name} = {paths.printable(path)}"
                 refused = error if isinstance(error, OSError) else OSError(str(error))
                 yield paths.refusal(what, refused, writing=True)
 
 
-def _writable(folder: str) -> None:
-    """Raise OSError unless files can be made there, or the folder itself can."""
+def _writable(folder: str, *, made: bool) -> None:
+    """Raise OSError unless files can be made there.
+
+    Args:
+        made: the folder is made when it is missing, and those above it.
+    """
     folder = os.path.abspath(folder)
-    while not os.path.lexists(folder):
+    while made and not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     with os.scandir(folder):  # raises where it is no folder
         pass
     if not os.access(folder, os.W_OK | os.X_OK):
         read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
-        raise OSError(30, "read-only file system") if read_only else PermissionError(13, "permission denied")
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, os.strerror(number))
 
 
 def _line(error: errors.EdgeappError) -> str:
