@@ -138,10 +138,11 @@ def test_flags_win_over_the_file(source_program: Program, bench: Path) -> None:
     assert source_program("check", "--config", "c.toml", "--engine", "model.onnx").returncode == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_folder_that_this_user_may_not_write_is_a_problem(bench: Path) -> None:
     """77, before the first result is lost."""
     (bench / "out").mkdir(mode=0o555)
+    if os.access(bench / "out", os.W_OK):
+        pytest.skip("this user may write everywhere")
     [error] = wrong_with(Settings(engine=str(bench / "model.onnx"), save=str(bench / "out")), Stop(), Talk())
     assert error.exit_code == 77
 

@@ -211,6 +211,7 @@ def test_option_that_lets_code_run_counts_only_in_a_file_of_root(
     trusted = os.stat(path).st_uid == 0 and not mode & 0o022
     assert (len(found), len(wrong)) == ((1, 0) if trusted else (0, 1))
     if os.geteuid() == 0:
+        os.chmod(path, 0o644)
         os.chown(path, 12345, 12345)
         _, [error] = config.read(path)
         assert "lets code run" in error.why

@@ -437,6 +437,23 @@ def test_card_that_cannot_be_written_stays_as_it_was(source_program: Program, mo
     assert sorted(os.listdir(tmp_path)) == ["model.json", "model.onnx"]
 
 
+def test_card_in_a_folder_that_may_not_be_written_is_a_matter_of_permission(
+    source_program: Program, models: Path, tmp_path: Path
+) -> None:
+    """77, and the card is as it was."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    shutil.copy(models / "classifier.onnx", folder / "model.onnx")
+    (folder / "model.json").write_text("{}")
+    folder.chmod(0o555)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    done = source_program("golden", "--engine", folder / "model.onnx", "--write")
+    folder.chmod(0o755)
+    assert done.returncode == 77, done
+    assert (folder / "model.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
