@@ -157,6 +157,11 @@ GOLDEN = (
 )
 """Options of the command of that name."""
 
+GOLDEN_ACTIONS = {
+    "write": "keep it in the model card, which is made if need be",
+    "check": "compare with what the model card keeps",
+}
+
 CONFIG_ACTIONS = "show: the settings as they would be used; template: a file with every option, commented out"
 
 SIGN = """The format is minisign's: minisign -V verifies what this writes, and edgeapp what minisign -S writes.
@@ -296,9 +301,10 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         parser.add_argument("--json", action="store_true", help="show as one JSON object")
         settings.add_options(parser)
     elif name == "golden":
+        parser.set_defaults(action="print")
         action = parser.add_mutually_exclusive_group()
-        action.add_argument("--write", action="store_true", help="keep it in the model card, which is made if need be")
-        action.add_argument("--check", action="store_true", help="compare with what the model card keeps")
+        for word, text in GOLDEN_ACTIONS.items():
+            action.add_argument(f"--{word}", dest="action", action="store_const", const=word, help=text)
         settings.add_options(parser, GOLDEN)
     elif name == "cache":
         parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
@@ -330,7 +336,7 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
     elif name == "config":
         command = partial(_config, given)
     elif name == "golden":
-        command = partial(_golden, "write" if given.write else "check" if given.check else "print")
+        command = partial(_golden, given.action)
     elif name == "cache":
         command = partial(_cache, given.action, given.json)
     elif name == "self-test":
