@@ -149,6 +149,12 @@ class Disk:
         self.mount()
 
     def mount(self) -> None:
+        # Whoever copied the mounts of this machine meanwhile still holds the dead file system: then a copy is mounted.
+        if subprocess.run(["losetup", "-j", self.image], check=True, capture_output=True).stdout:
+            copy = self.image.with_suffix(f".{time.monotonic_ns()}")
+            shutil.copyfile(self.image, copy)
+            self.image.unlink()
+            self.image = copy
         subprocess.run(["mount", "-o", "loop", self.image, self.place], check=True, capture_output=True)
 
     def cut(self, *, flush: bool) -> None:
