@@ -73,14 +73,17 @@ def make(engine: Model, card: Card, *, rough: bool = False) -> dict[str, Any]:
     Raises:
         DataError: the model cannot be run on noise, or answers NaN.
     """
-    inputs = {
-        spec.name: {"shape": list(_shape(spec, engine, card)), "range": _range(spec, card)} for spec in engine.inputs
-    }
+    inputs = _inputs(engine, card)
     drift = DRIFT * (ROUGH_TOLERANCE if rough else TOLERANCE)
     runs = [engine.infer(_tensors(engine.inputs, inputs))]
     runs += [engine.infer(_tensors(engine.inputs, inputs, drift, seed)) for seed in range(1, DRIFTS + 1)]
     outputs = {spec.name: _kept(spec, [run[spec.name] for run in runs], rough) for spec in engine.outputs}
     return {"schema": SCHEMA, "made_with": engine.name, "inputs": inputs, "outputs": outputs}
+
+
+def noise_for(engine: Model, card: Card) -> Tensors:
+    """A tensor of noise for every input."""
+    return _tensors(engine.inputs, _inputs(engine, card))
 
 
 def shapes_only(keys: Mapping[str, Any]) -> list[str]:
@@ -217,6 +220,13 @@ def _distance(found: Sequence[Any], wanted: Sequence[Any], kind: str) -> float:
     small = float(sizes[len(sizes) // 10]) if len(sizes) else 1e-30
     relative = np.minimum(1, np.abs(values - golden) / (np.abs(golden) + small))
     return math.sqrt(float(np.mean(relative**2)))
+
+
+def _inputs(engine: Model, card: Card) -> dict[str, Any]:
+    """Shape and range of the noise for every input."""
+    return {
+        spec.name: {"shape": list(_shape(spec, engine, card)), "range": _range(spec, card)} for spec in engine.inputs
+    }
 
 
 def _shape(spec: TensorSpec, engine: Model, card: Card) -> Shape:

@@ -232,6 +232,10 @@ OPTIONS = (
     Option("min_free_mb", "with less free space nothing new is begun", integer(1, 1 << 30), "MB", 64, group=SERVICE),
     Option("reload", "a new model is loaded beside the old one, or, where memory is short, swap: after it",
            choice("beside", "swap"), "HOW", "beside", group=SERVICE),
+    Option("http", "answer /healthz, /readyz, /metrics and show a page on 127.0.0.1:PORT or a Unix socket", name,
+           metavar="ADDRESS", group=SERVICE),
+    Option("metrics_file", "Prometheus text, written every 10 s (default: $RUNTIME_DIRECTORY/metrics.prom)", name,
+           metavar="FILE", group=SERVICE),
     Option("control", "Unix socket that edgeapp ctl talks to (default: $RUNTIME_DIRECTORY/control.sock, else "
            "SPOOL/state/control.sock)", name, metavar="SOCKET", group=SERVICE),
     Option("log", "human lines, journal (with priorities) or json; auto: what fits standard error",
@@ -288,6 +292,8 @@ class Settings:
     segment_s: float = 3600.0
     min_free_mb: int = 64
     reload: str = "beside"
+    http: str | None = None
+    metrics_file: str | None = None
     control: str | None = None
     log: str = "auto"
     quiet: bool = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import http.client
+import io
 import json
 import os
 import random
@@ -386,6 +388,64 @@ def serving_once(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-u
     program = Program([sys.executable, "-m", "edgeapp"], folder, env)
     with serving(program, Spool(folder / "spool"), engine=MODEL) as it:
         yield lambda: it
+
+
+def test_page_and_metrics_are_served(program: Program, spool: Spool, tmp_path: Path) -> None:
+    """Over a Unix socket here: ready, what was found, a thumbnail; the text file says the same to Prometheus."""
+    socket_path, metrics = tmp_path / "http.sock", tmp_path / "metrics.prom"
+
+    def get(path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(10)
+        connection.sock.connect(str(socket_path))
+        connection.request("GET", path)
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        return response.status, data
+
+    with serving(program, spool, "--http", socket_path, "--metrics-file", metrics, engine=MODEL) as it:
+        assert get("/readyz") == (200, b"ready\n")
+        assert json.loads(get("/status.json")[1])["ready"]  # somebody looks: thumbnails are made from now on
+        spool.put(PICTURES[0], PICTURES[0].name)
+        it.wait_done(1)
+        told = json.loads(get("/status.json")[1])
+        assert told["inputs"] == {"done": 1, "failed": 0}
+        status, jpeg = get(told["results"][0]["thumbnail"])
+        assert status == 200
+        with Image.open(io.BytesIO(jpeg)) as image:
+            assert max(image.size) == 240
+        assert b"<script>" in get("/")[1]
+        assert b'edgeapp_inputs_total{result="done"} 1' in get("/metrics")[1]
+        it.ctl("pause")
+        assert get("/readyz")[0] == 503
+        until(lambda: metrics.exists() and "edgeapp_ready" in metrics.read_text(), "metrics file")
+        assert it.stop() == 0
+
+
+def test_model_without_its_golden_output_never_becomes_ready(
+    program: Program, spool: Spool, small: list[bytes], tmp_path: Path
+) -> None:
+    """65 at the start, and at a reload the old model stays."""
+    model = copy_model(DEMO, tmp_path / "model")
+    assert program("golden", "--engine", model, "--write").returncode == 0
+    card = model.with_name("model.json")
+    right = card.read_text()
+    wrong = json.loads(right)
+    next(iter(wrong["golden"]["outputs"].values()))["values"][0] = 1e6
+    with serving(program, spool, engine=model) as it:
+        card.write_text(json.dumps(wrong))
+        assert it.ctl("reload", "--wait").returncode == 65
+        spool.put(small[0], "a.jpg")
+        it.wait_done(1)
+        card.write_text(right)
+        assert it.ctl("reload", "--wait").returncode == 0
+        assert it.stop() == 0
+    card.write_text(json.dumps(wrong))
+    outcome = program("serve", "--engine", model, "--spool", spool.root)
+    assert outcome.returncode == 65
+    assert "golden output" in outcome.stderr
 
 
 # --- another model ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from edgeapp import errors, paths, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands.opening import chosen, given_card, open_engine
 from edgeapp.log import Talk, tell
+from edgeapp.pipeline import Engine
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
 
@@ -38,7 +39,7 @@ def golden(action: str, settings: Settings, stop: Stop, talk: Talk) -> int:
     if os.path.isdir(settings.engine):
         settings = chosen(settings, talk)
     assert settings.engine is not None
-    from edgeapp.golden import compare, make, shapes_only
+    from edgeapp.golden import make, shapes_only
     from edgeapp.model import complete, from_ultralytics
 
     given = given_card(settings)
@@ -52,12 +53,7 @@ def golden(action: str, settings: Settings, stop: Stop, talk: Talk) -> int:
     model_file = plan.identify(settings.engine)
     with open_engine(model_file, given, settings, Trace(), talk, stop) as (engine, metadata):
         if action == "check":
-            if differences := compare(engine, given["golden"]):
-                raise errors.DataError(
-                    f"{name} does not give the golden output of its model card",
-                    "; ".join(differences),
-                    "if the model was renewed on purpose: edgeapp golden --write; else copy it again, edgeapp doctor",
-                )
+            require_golden(settings.engine, engine, given["golden"])
             talk.note(f"edgeapp: {name} gives the golden output of its model card")
             return 0
         card, _ = complete({**from_ultralytics(metadata), **given}, engine.inputs, engine.outputs)
@@ -70,6 +66,18 @@ def golden(action: str, settings: Settings, stop: Stop, talk: Talk) -> int:
     path = write(settings, keys)
     talk.note(f"edgeapp: {paths.printable(path)} keeps the golden output of {name}")
     return 0
+
+
+def require_golden(path: str, engine: Engine, keys: dict[str, Any]) -> None:
+    """Raise DataError unless an engine gives the golden output that its card keeps."""
+    from edgeapp.golden import compare
+
+    if differences := compare(engine, keys):
+        raise errors.DataError(
+            f"{paths.printable(path)} does not give the golden output of its model card",
+            "; ".join(differences),
+            "if the model was renewed on purpose: edgeapp golden --write; else copy it again, edgeapp doctor",
+        )
 
 
 def write(settings: Settings, keys: dict[str, Any]) -> str:

@@ -10,9 +10,12 @@ from contextlib import ExitStack
 
 from edgeapp import cores, plan
 from edgeapp.bootstrap import Trace
+from edgeapp.commands.golden import require_golden
 from edgeapp.commands.opening import Model, chosen, make_runner, open_model
+from edgeapp.golden import noise_for
 from edgeapp.log import Talk
 from edgeapp.pipeline import Runner
+from edgeapp.records import Tensors
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
 
@@ -26,6 +29,7 @@ class Hosted:
         settings: what it was opened with; of a folder of plans the one that was chosen.
         decoders: threads that its pipeline decodes with.
         sha256: of the model file, hex.
+        noise: tensors that it takes.
         error: why it could not be opened, or closed.
 
     Args:
@@ -38,6 +42,7 @@ class Hosted:
         self.model: Model
         self.runner: Runner | None = None
         self.sha256 = ""
+        self.noise: Tensors = {}
         self.error: BaseException | None = None
         self.trace = Trace()
         self._stop = stop
@@ -93,11 +98,22 @@ class Hosted:
             plan.identify(settings.engine), settings, self.trace, self._talk, self._stop, stack, total=None
         )
         self.sha256 = _sha256(settings.engine)
+        with self.trace.step("warm up"):
+            self._warm_up(settings.engine)
         if self.model.preprocess is not None:
             with self.trace.step("buffers and graphs"):
                 self.runner = make_runner(
                     self.model, self.model.preprocess, settings, stack, decoders=self.decoders, total=None
                 )
+
+    def _warm_up(self, path: str) -> None:
+        """Run it once on noise, whose answer must be the golden one if there is one."""
+        model = self.model
+        self.noise = noise_for(model.engine, model.card)
+        if model.golden is not None:
+            require_golden(path, model.engine, model.golden)
+        else:
+            model.engine.infer(self.noise)
 
 
 def _sha256(path: str) -> str:

@@ -48,6 +48,7 @@ class Model:
         preprocess: None when the engine takes no pictures.
         batch: pictures per inference.
         least: places that an inference has at least.
+        golden: what its card keeps of its answer to noise, None where that is nothing.
     """
 
     engine: Engine
@@ -56,6 +57,7 @@ class Model:
     postprocess: Postprocess
     batch: int
     least: int
+    golden: dict[str, Any] | None = None
 
 
 def open_model(
@@ -94,7 +96,7 @@ def open_model(
         talk.note(f"edgeapp: guessed {', '.join(guesses)}")
     preprocess = Preprocessor(card, engine.inputs[0].dtype) if card.size_wh != (0, 0) else None
     batch, least = _batch(settings.batch, engine.inputs, total)
-    return Model(engine, card, preprocess, postprocess, batch, least)
+    return Model(engine, card, preprocess, postprocess, batch, least, given.get("golden"))
 
 
 def chosen(settings: Settings, talk: Talk) -> Settings:

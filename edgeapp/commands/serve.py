@@ -17,7 +17,8 @@ from PIL import Image
 from edgeapp import errors, paths
 from edgeapp.commands.hosting import Hosted
 from edgeapp.pipeline import Pipeline
-from edgeapp.records import Result, Tensors
+from edgeapp.records import Result
+from edgeapp.service import metrics
 from edgeapp.service.control import Control
 from edgeapp.service.ledger import Ledger
 from edgeapp.service.notify import Notifier
@@ -27,8 +28,10 @@ from edgeapp.service.source import SpoolSource
 from edgeapp.service.spool import Spool
 from edgeapp.service.state import State
 from edgeapp.service.storms import EventLog
+from edgeapp.service.thumbnails import thumbnail
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
+from edgeapp.tensors import noise
 
 LOOK_EVERY_S = 1.0
 GPU_RETRY_S = 2.0
@@ -37,8 +40,14 @@ START_PATIENCE_S = 30.0
 
 IDLE_PROBE_S = 10.0
 PROBES_PER_WATCHDOG = 3
+STILL_PROBES = 3
+"""/healthz says that it is stuck when nothing came through for so many probes' time."""
+
+METRICS_EVERY_S = 10.0
 CLOSE_S = 5.0
 """A driver that is broken may never give a model back: then the process ends without that."""
+
+PROBE_WH = (64, 48)
 
 REASONS = {65: "data", 66: "missing", 71: "system", 74: "disk", 77: "permission"}
 """Why an input failed, by the exit code of its error."""
@@ -109,6 +118,7 @@ class Service:
         self._reload: Reload | None = None
         self._next: Hosted | None = None
         self._hangups = 0
+        self._metrics_s = 0.0
         self._lock = threading.Lock()
         self._hosted: Hosted
         self._work: threading.Thread
@@ -165,6 +175,16 @@ class Service:
             finished=self._finished,
         )
         stack.callback(self._recorder.end)
+        self._metrics_file = settings.metrics_file
+        if self._metrics_file is None and (runtime := os.environ.get("RUNTIME_DIRECTORY")):
+            self._metrics_file = os.path.join(runtime, "metrics.prom")
+        if settings.http is not None:
+            from edgeapp.service.http import Server, parse_address
+            from edgeapp.service.pages import Pages
+
+            still_s = max(STILL_PROBES * self._source.probe_s, START_PATIENCE_S)
+            pages = Pages(self._state, still_s)
+            stack.enter_context(Server(parse_address(settings.http), pages, self._log))
         socket = settings.control or os.path.join(os.environ.get("RUNTIME_DIRECTORY") or spool.state, "control.sock")
         stack.callback(Control(socket, self._answer).close)
 
@@ -247,6 +267,12 @@ class Service:
             self._state.disk_free_bytes = self._room.free_bytes()
         self._notifier.status(self._state.status_text())
         self._log.tick()
+        if self._metrics_file is not None and time.monotonic() >= self._metrics_s:
+            self._metrics_s = time.monotonic() + METRICS_EVERY_S
+            try:
+                metrics.write_file(self._metrics_file, metrics.render(self._state))
+            except errors.EdgeappError as error:  # they do not stop the work
+                self._log.error(error)
 
     def _end(self) -> None:
         """Take nothing more; what was taken is finished."""
@@ -310,7 +336,7 @@ class Service:
             task=model.card.task,
             batch=model.batch,
             decoders=hosted.decoders,
-            keep_pictures=pictures,
+            keep_pictures=pictures or settings.http is not None,
             finished=lambda _: None,
             stop=self._quit,
         ).run(source)
@@ -418,14 +444,12 @@ class Service:
 
     def _probe(self) -> SpoolFrame:
         """An input of ours, of the kind that the model takes."""
-        from edgeapp.tensors import noise
-
         model = self._hosted.model
         if model.preprocess is not None:
             width, height = PROBE_WH
             pixels = (noise((height, width, 3)) * 255).astype("uint8")
             return SpoolFrame("", image=Image.fromarray(pixels), picture_wh=PROBE_WH, probe=True)
-        return SpoolFrame("", tensors=probe_tensors(model.engine), probe=True)
+        return SpoolFrame("", tensors=dict(self._hosted.noise), probe=True)
 
     def _disk(self, reason: str) -> None:
         """The disk became full, or has room again."""
@@ -454,7 +478,8 @@ class Service:
         result, frame = outcome.result, outcome.frame
         seconds = time.perf_counter() - frame.taken_s
         if outcome.kind == "done":
-            self._state.done(result, seconds, {"write": outcome.write_s})
+            shown = thumbnail(result) if self._state.wants_thumbnail() else None
+            self._state.done(result, seconds, {"write": outcome.write_s}, shown)
         elif outcome.kind == "failed":
             assert result.error is not None
             reason = "poison" if frame.worn_out else REASONS.get(result.error.exit_code, "other")
@@ -473,17 +498,3 @@ class Service:
         if self._state.release("starting", "warming up"):
             self._notifier.ready(self._state.status_text())
             self._log.note(f"ready: {paths.printable(str(self._settings.engine))} ({self._hosted.model.engine.name})")
-
-
-PROBE_WH = (64, 48)
-
-
-def probe_tensors(engine: Any) -> Tensors:
-    """Noise for every input tensor; free dimensions are as small as the engine takes them."""
-    from edgeapp.tensors import noise
-
-    tensors = {}
-    for spec in engine.inputs:
-        shape = spec.profiles[0][0] if spec.profiles else tuple(max(1, n) for n in spec.shape)
-        tensors[spec.name] = noise(shape).astype(spec.dtype)
-    return tensors

@@ -66,7 +66,7 @@ class SpoolSource:
         self._quit = quit
         self._max_pixels = max_pixels
         self._most_attempts = most_attempts
-        self._probe_s = probe_s
+        self.probe_s = probe_s
         self._probe = probe
         self._busy: set[str] = set()
         self._intake = Intake(spool.watched, settle_s, lambda: self._busy, say)
@@ -150,7 +150,7 @@ class SpoolSource:
                     self._given_s = time.monotonic()
                     continue
                 yield None
-                if time.monotonic() - self._given_s >= self._probe_s:
+                if time.monotonic() - self._given_s >= self.probe_s:
                     yield self._probe()
                     yield None
                     self._given_s = time.monotonic()
@@ -163,7 +163,7 @@ class SpoolSource:
 
     def _wait(self) -> None:
         """Until something may have come, or has to be done."""
-        until_s = max(0.0, self._given_s + self._probe_s - time.monotonic())
+        until_s = max(0.0, self._given_s + self.probe_s - time.monotonic())
         streams = [self._wake]
         if self._going.is_set():
             until_s = min(until_s, self._intake.wait_s())
