@@ -359,7 +359,7 @@ def test_check_is_a_step_of_the_start_before_the_engine(program: Program, signed
 def verified(path: Path) -> plan.ModelFile:
     """The file after the check, as `run` has it."""
     model_file = plan.identify(str(path))
-    return opening._verified(model_file, {}, options(path), Talk(quiet=True), Stop())
+    return opening.verified(model_file, {}, options(path), Talk(quiet=True), Stop())
 
 
 def test_model_that_is_changed_after_the_check_does_not_run(
@@ -419,7 +419,7 @@ def test_what_a_file_is_is_told_from_the_checked_bytes(
     model_file = plan.identify(str(signed_plan))
     shutil.copy(PLANS / "conv.plan", signed_plan)
     write_signature(signed_plan, maker / "maker.key")
-    checked = opening._verified(model_file, {}, options(signed_plan), Talk(quiet=True), Stop())
+    checked = opening.verified(model_file, {}, options(signed_plan), Talk(quiet=True), Stop())
     assert (model_file.offset > 0, checked.offset, checked.metadata) == (True, 0, {})
 
 
