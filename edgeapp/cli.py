@@ -117,6 +117,12 @@ def _golden(action: str, options: settings.Settings, stop: Stop, talk: Talk) -> 
     return golden(action, options, stop, talk)
 
 
+def _retry(names: Sequence[str], options: settings.Settings, _: Stop, talk: Talk) -> int:
+    from edgeapp.commands.retry import retry
+
+    return retry(names, options, talk)
+
+
 def _about(what: str, _: settings.Settings, __: Stop, ___: Talk) -> int:
     from edgeapp.commands.about import about
 
@@ -127,6 +133,7 @@ COMMANDS = {
     "run": "run a model on pictures or tensors (the default)",
     "serve": "take inputs from a folder, for years: results on the disk first, then the input moves",
     "ctl": "ask or tell a running service: status, reload, pause, resume, drain",
+    "retry": "put inputs that failed back into the folder of the service",
     "bench": "measure how fast a model runs here, how fast it could, and what stands between",
     "demo": "find parts in the pictures that come with the program",
     "inspect": "tell what a model file is and whether it runs here, from its bytes; needs no GPU",
@@ -269,6 +276,9 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
             "--wait", action="store_true", help="with reload: until the new model serves; exit as it went"
         )
         settings.add_options(parser, ("control", "spool", "quiet", "debug"))
+    elif name == "retry":
+        parser.add_argument("names", nargs="*", metavar="NAME", help="in SPOOL/failed; all of them if none is named")
+        settings.add_options(parser, ("spool", "watch", "quiet", "debug"))
     elif name == "inspect":
         parser.add_argument("files", nargs="*", metavar="FILE", help="plans, ONNX models or anything else")
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -327,6 +337,8 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         command = partial(_bench, given)
     elif name == "ctl":
         command = partial(_ctl, given.do, given.wait)
+    elif name == "retry":
+        command = partial(_retry, given.names)
     elif name == "runtimes":
         command = partial(_runtimes, given.json)
     elif name == "sign":

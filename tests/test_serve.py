@@ -6,6 +6,7 @@ import errno
 import http.client
 import io
 import json
+import lzma
 import os
 import random
 import signal
@@ -243,6 +244,77 @@ def test_input_that_kills_fails_after_three_attempts(source_program: Program, sp
     report = json.loads((spool.failed / "large.png.error.json").read_text())
     assert "begun 3 times" in report["error"]["what"]
     assert len(list(spool.done.iterdir())) == 8
+
+
+def test_retry_puts_failed_inputs_back(program: Program, spool: Spool, small: list[bytes]) -> None:
+    """All, or those that are named; their reports go; the service takes them anew."""
+    with serving(program, spool, "--settle-s", "0.1", engine=MODEL) as it:
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            spool.put(b"junk" + name.encode(), name)
+        it.wait_done(3)
+        (spool.failed / "b.jpg").write_bytes(small[0])  # what was wrong with it is mended
+        done = program("retry", "--spool", spool.root, "b.jpg", "missing.jpg")
+        assert done.returncode == 1
+        assert "missing.jpg" in done.stderr
+        it.wait_done(4)
+        assert (spool.done / "b.jpg").read_bytes() == small[0]
+        assert not (spool.failed / "b.jpg.error.json").exists()
+        assert program("retry", "--spool", spool.root).returncode == 0
+        it.wait_done(6)
+        assert it.stop() == 0
+    assert sorted(path.name for path in spool.failed.iterdir() if path.suffix == ".jpg") == ["a.jpg", "c.jpg"]
+    assert program("retry", "--spool", "/nonexistent").returncode == 66
+
+
+LOSES_ITS_GPU = """
+import sys
+from edgeapp import cli, errors
+from edgeapp.cpu.engine import CpuEngine
+whole, runs = CpuEngine.infer, 0
+def infer(self, tensors):
+    global runs
+    runs += 1
+    if runs > 6:
+        raise errors.GpuLostError("the GPU answers no more", "CUDA error 700")
+    return whole(self, tensors)
+CpuEngine.infer = infer
+cli.main(sys.argv[1:])
+"""
+"""A stand-in for a GPU that is lost: the CPU's engine says so after some inferences."""
+
+
+def test_lost_gpu_ends_the_process_at_once_and_loses_no_input(
+    source_program: Program, spool: Spool, small: list[bytes], tmp_path: Path
+) -> None:
+    """75, for the restart; what was done is on the disk, the rest waits, and is done by the next process."""
+    (tmp_path / "loses.py").write_text(LOSES_ITS_GPU)
+    losing = Program([source_program.command[0], str(tmp_path / "loses.py")], tmp_path, source_program.env)
+    for index in range(30):
+        spool.put(small[index], f"{index}.jpg")
+    with serving(losing, spool, "--settle-s", "0.05", engine=MODEL, ready=False) as it:
+        assert it.process.wait(20) == 75
+    assert 0 < len(spool.waiting) < 30
+    spool.assert_each_once()
+    with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL) as it:
+        until(lambda: not spool.waiting, "all")
+        assert it.stop() == 0
+    spool.assert_each_once()
+    assert not list(spool.failed.iterdir())
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
+def test_plan_waits_for_its_gpu(program: Program, spool: Spool, tmp_path: Path) -> None:
+    """Not ready, said once; never the CPU; a signal ends the waiting."""
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(lzma.decompress((DEMO / "model.plan.xz").read_bytes()))
+    with serving(program, spool, engine=plan, ready=False, stderr=subprocess.PIPE) as it:
+        until(lambda: (spool.root / "state" / "control.sock").exists() and not it.ready(), "control")
+        until(lambda: it.status()["reason"].startswith("waiting for the GPU"), "waiting")
+        it.process.terminate()
+        _, said = it.process.communicate(timeout=30)
+        assert it.process.returncode == 0
+    assert b"libcuda" in said
+    assert said.count(b"error") == 1
 
 
 def test_second_service_on_a_spool_is_refused(program: Program, spool: Spool) -> None:
