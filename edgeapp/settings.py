@@ -215,6 +215,8 @@ OPTIONS = (
            "DIR/results (default: $STATE_DIRECTORY)", name, metavar="DIR", group=SERVICE),
     Option("watch", "take inputs from this folder instead of SPOOL/in; on the same file system", name, metavar="DIR",
            group=SERVICE),
+    Option("listen", "take paths too, a line each, from clients of this Unix socket, or from standard input (-); each "
+           "gets its result as a line, and its file stays where it is", name, metavar="SOCKET", group=SERVICE),
     Option("write", "jsonl: lines in SPOOL/results; json: NAME.json beside each input in SPOOL/done; pictures: "
            "NAME.annotated.jpg there", choice("jsonl", "json", "pictures"), "WHAT", ("jsonl",), many=True,
            group=SERVICE),
@@ -283,6 +285,7 @@ class Settings:
     allow_host_code: bool = False
     spool: str | None = None
     watch: str | None = None
+    listen: str | None = None
     write: tuple[str, ...] = ("jsonl",)
     done: str = "move"
     attempts: int = 3

@@ -520,6 +520,53 @@ def test_model_without_its_golden_output_never_becomes_ready(
     assert "golden output" in outcome.stderr
 
 
+def test_paths_on_a_socket_get_their_results(program: Program, spool: Spool, tmp_path: Path) -> None:
+    """Each line an answer, also for what cannot be; the files stay; what was accepted survives a kill."""
+    place = tmp_path / "paths.sock"
+    (tmp_path / "junk.jpg").write_bytes(b"junk")
+    wanted = [*map(str, PICTURES), str(tmp_path / "junk.jpg"), "/nonexistent.jpg", "relative.jpg"]
+    with serving(program, spool, "--listen", place, engine=MODEL) as it, socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(place))
+        client.sendall("".join(f"{path}\n" for path in wanted).encode())
+        with client.makefile("rb") as answers:
+            lines = {line["name"]: line for line in (json.loads(answers.readline()) for _ in wanted)}
+        assert lines.keys() == set(wanted)
+        assert all(lines[str(path)]["detections"] for path in PICTURES)
+        assert [name for name in wanted if "error" in lines[name]] == wanted[-3:]
+        it.ctl("pause")
+        client.sendall(f"{PICTURES[0]}\n".encode())
+        assert it.stop() == 0
+    assert all(path.is_file() for path in PICTURES)
+    assert (tmp_path / "junk.jpg").is_file()
+    assert len(spool.lines()) == len(wanted) - 1
+
+
+def test_accepted_path_is_finished_by_the_next_process(source_program: Program, spool: Spool, tmp_path: Path) -> None:
+    """The ledger keeps it when the process is killed."""
+    Image.new("RGB", (9000, 9000)).save(tmp_path / "large.png", compress_level=1)
+    place = tmp_path / "paths.sock"
+    with serving(source_program, spool, "--listen", place, engine=MODEL) as it, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(place))
+        client.sendall(f"{tmp_path}/large.png\n".encode())
+        until(lambda: "large.png" in (spool.root / "state" / "ledger").read_text(), "accepted")
+        it.process.kill()
+    with serving(source_program, spool, engine=MODEL) as it:
+        it.wait_done(1)
+        assert it.stop() == 0
+    assert [line["name"] for line in spool.lines()] == [f"{tmp_path}/large.png"]
+
+
+def test_standard_streams_make_a_worker(program: Program, spool: Spool) -> None:
+    """Paths in, results out, and the end of the input is the end of the service."""
+    paths = "".join(f"{path}\n" for path in PICTURES * 40)
+    outcome = program("serve", "--engine", MODEL, "--spool", spool.root, "--listen", "-", input=paths.encode())
+    assert outcome.returncode == 0
+    answered = [line["name"] for line in outcome.lines if "error" not in line]
+    assert set(answered) == set(map(str, PICTURES))
+    assert len(outcome.lines) == 200
+
+
 # --- another model ----------------------------------------------------------------------------------------------------
 
 

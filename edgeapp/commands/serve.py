@@ -28,6 +28,7 @@ from edgeapp.service.source import SpoolSource
 from edgeapp.service.spool import Spool
 from edgeapp.service.state import State
 from edgeapp.service.storms import EventLog
+from edgeapp.service.stream import Client, Listener
 from edgeapp.service.thumbnails import thumbnail
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -185,6 +186,10 @@ class Service:
             still_s = max(STILL_PROBES * self._source.probe_s, START_PATIENCE_S)
             pages = Pages(self._state, still_s)
             stack.enter_context(Server(parse_address(settings.http), pages, self._log))
+        if settings.listen == "-":
+            threading.Thread(target=self._serve_standard_streams, name="standard input", daemon=True).start()
+        elif settings.listen is not None:
+            stack.callback(Listener(settings.listen, self._source.submit).close)
         socket = settings.control or os.path.join(os.environ.get("RUNTIME_DIRECTORY") or spool.state, "control.sock")
         stack.callback(Control(socket, self._answer).close)
 
@@ -281,7 +286,7 @@ class Service:
             self._state.hold("draining")
             self._notifier.stopping(self._state.status_text())
             self._room.end()
-            self._source.end()
+            self._source.end(over=True)
 
     def _finish(self) -> None:
         """Bring what is there to the disk, and give the model back."""
@@ -442,6 +447,11 @@ class Service:
             raise errors.UsageError(f"cannot do {paths.printable(repr(wish))}")
         return {"state": self._state.status_text()}
 
+    def _serve_standard_streams(self) -> None:
+        """Paths on standard input, results on standard output; the end of the one is the end of the service."""
+        Client(0, 1, self._source.submit).serve()
+        self._end()
+
     def _probe(self) -> SpoolFrame:
         """An input of ours, of the kind that the model takes."""
         model = self._hosted.model
@@ -471,7 +481,7 @@ class Service:
                 self._probed(outcome.result)
             else:
                 self._count(outcome)
-        self._source.finished(outcome.frame.name for outcome in outcomes)
+        self._source.finished({outcome.frame.name: outcome.line for outcome in outcomes})
         self._alive()
 
     def _count(self, outcome: Outcome) -> None:

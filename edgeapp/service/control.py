@@ -35,7 +35,7 @@ class Control:
         self._path = path
         self._answer = answer
         self._clients = threading.BoundedSemaphore(MOST_CLIENTS)
-        self._socket = _listen(path)
+        self._socket = listen(path)
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def _accept(self) -> None:
@@ -68,7 +68,12 @@ class Control:
             os.unlink(self._path)
 
 
-def _listen(path: str) -> socket.socket:
+def listen(path: str) -> socket.socket:
+    """A Unix socket that takes connections, mode 0660.
+
+    Raises:
+        EdgeappError: it cannot be made.
+    """
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with suppress(FileNotFoundError):

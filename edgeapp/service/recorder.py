@@ -70,12 +70,14 @@ class Outcome:
     Attributes:
         kind: done, failed, gone (deleted or replaced meanwhile: nothing is left to do), again (it is begun once more
             later) or probe.
+        line: of its result; b"" for one that has none.
         write_s: from when its result came to when it was on the disk.
     """
 
     result: Result
     frame: SpoolFrame
     kind: str
+    line: bytes
     write_s: float
 
 
@@ -107,6 +109,7 @@ class _Item:
     frame: SpoolFrame
     kind: str
     line: bytes = b""
+    known: bool = False
     folder: str = ""
     target: str = ""
     sidecars: dict[str, bytes] = field(default_factory=dict)
@@ -186,7 +189,7 @@ class Recorder:
                 items = [self._item(result) for result in group]
                 self._commit(items)
                 write_s = time.perf_counter() - started
-                self._finished([Outcome(item.result, item.frame, item.kind, write_s) for item in items])
+                self._finished([Outcome(item.result, item.frame, item.kind, item.line, write_s) for item in items])
             return
         except NoRoomError:
             pass
@@ -219,19 +222,21 @@ class Recorder:
         assert isinstance(frame, SpoolFrame)
         if frame.probe:
             return _Item(result, frame, "probe")
-        if frame.stamp is None:
+        listed = os.path.isabs(frame.name)
+        if frame.stamp is None and not listed:
             return _Item(result, frame, "gone")
         if result.error is None:
             item = _Item(result, frame, "done", folder=self._spool.done)
-        elif isinstance(result.error, TRANSIENT) and self._ledger.count(frame.name) < self._most_attempts:
+        elif isinstance(result.error, TRANSIENT) and not listed and not self._worn_out(frame):
             return _Item(result, frame, "again")
         else:
             item = _Item(result, frame, "failed", folder=self._spool.failed)
         record = self._record(result, frame)
-        line = dumps(record)
-        begun_before = self._ledger.count(frame.name) > 1
-        if not begun_before or record["id"] not in self._written:
-            item.line = line
+        item.line = line = dumps(record)
+        item.known = self._ledger.count(frame.name) > 1 and record["id"] in self._written
+        if listed:  # it stays where it is
+            item.folder = ""
+            return item
         if item.kind == "failed":
             item.sidecars[ERROR_SUFFIX] = line
         elif self._writing.json:
@@ -241,6 +246,9 @@ class Recorder:
             annotate(result).save(picture, "JPEG", quality=JPEG_QUALITY)
             item.sidecars[PICTURE_SUFFIX] = picture.getvalue()
         return item
+
+    def _worn_out(self, frame: SpoolFrame) -> bool:
+        return self._ledger.count(frame.name) >= self._most_attempts
 
     def _record(self, result: Result, frame: SpoolFrame) -> dict[str, Any]:
         """The object of `run`'s JSON Lines, with what tells a repeat: the same id for the same bytes and model."""
@@ -264,7 +272,7 @@ class Recorder:
     def _commit(self, items: list[_Item]) -> None:
         """Bring a group to the disk: results, then sidecars under waiting names, then inputs and names."""
         spool, patiently = self._spool, self._room.patiently
-        lines = b"".join(item.line for item in items) if self._writing.jsonl else b""
+        lines = b"".join(item.line for item in items if not item.known) if self._writing.jsonl else b""
         if lines:
             self._rotate(len(lines))
             patiently(f"write {self._segment.path}", partial(self._segment.append, lines))

@@ -7,7 +7,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
@@ -18,13 +19,15 @@ from edgeapp.service.intake import Intake
 from edgeapp.service.ledger import Ledger
 from edgeapp.service.recorder import SpoolFrame
 from edgeapp.service.room import NoRoomError, Room
-from edgeapp.service.spool import Spool, stamp_of
+from edgeapp.service.spool import Spool, dumps, stamp_of
+from edgeapp.service.stream import Reply
 from edgeapp.sources.files import FileSource, Fit, open_regular, read_frame
 from edgeapp.stopping import Stop
 
 MOST_AT_ONCE = 64
 """Inputs that are begun with one entry in the ledger."""
 
+MOST_LISTED = 256
 MOST_INPUT_BYTES = 2 << 30
 READ_BYTES = 1 << 20
 
@@ -36,6 +39,7 @@ class SpoolSource:
 
     Attributes:
         fit: see FileSource.
+        over: the service is ending.
         engine_sha256: of the model file that the frames are for.
 
     Args:
@@ -72,15 +76,19 @@ class SpoolSource:
         self._intake = Intake(spool.watched, settle_s, lambda: self._busy, say)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ended = False
+        self._listed: deque[str] = deque(name for name in ledger.unfinished() if os.path.isabs(name))
+        self._replies: dict[str, Reply] = {}
+        self._room_for_more = threading.Condition()
         self._going = threading.Event()
         self._going.set()
         self._given_s = time.monotonic()
+        self.over = False
         self.fit: Fit | None = None
         self.engine_sha256 = ""
 
     def __len__(self) -> int:
         """How many inputs are known to wait."""
-        return len(self._intake)
+        return len(self._intake) + len(self._listed)
 
     @property
     def under_way(self) -> int:
@@ -89,9 +97,17 @@ class SpoolSource:
 
     # --- any thread --------------------------------------------------------------------------------------------------
 
-    def end(self) -> None:
-        """End the iteration; inputs that were given out are not taken back."""
+    def end(self, *, over: bool = False) -> None:
+        """End the iteration; inputs that were given out are not taken back.
+
+        Args:
+            over: nothing is submitted any more.
+        """
         self._ended = True
+        if over:
+            with self._room_for_more:
+                self.over = True
+                self._room_for_more.notify_all()
         self._notify()
 
     def again(self) -> None:
@@ -105,9 +121,39 @@ class SpoolSource:
         self._going.set()
         self._notify()
 
-    def finished(self, names: Iterable[str]) -> None:
-        """These need no more attention; if they still lie in the folder, they are found again."""
-        self._busy.difference_update(names)
+    def submit(self, path: str, reply: Reply) -> bool:
+        """Take an input that lies elsewhere, where it stays; waits while there are many.
+
+        Args:
+            reply: is given the line of its result, when that is on the disk.
+
+        Returns:
+            False when the service is ending.
+        """
+        with self._room_for_more:
+            self._room_for_more.wait_for(lambda: len(self._listed) < MOST_LISTED or self.over)
+            if self.over:
+                return False
+            if path in self._replies or path in self._busy:
+                reply(dumps({"name": paths.text(path), "error": {"what": "cannot take this input",
+                             "why": "it is under way", "fix": "wait for its result"}}))  # fmt: skip
+                return True
+            self._replies[path] = reply
+            self._listed.append(path)
+        self._notify()
+        return True
+
+    def finished(self, names: Mapping[str, bytes]) -> None:
+        """These need no more attention; if they still lie in the folder, they are found again.
+
+        Args:
+            names: name -> line of its result, for who listed it.
+        """
+        with self._room_for_more:
+            replies = [(self._replies.pop(name), line) for name, line in names.items() if name in self._replies]
+            self._busy.difference_update(names)
+        for reply, line in replies:
+            reply(line)
         self._notify()
 
     def _notify(self) -> None:
@@ -144,8 +190,7 @@ class SpoolSource:
             yield None
             while not self._ending():
                 self._room.wait_for_least()
-                names = self._intake.take(MOST_AT_ONCE) if self._going.is_set() else []
-                if names:
+                if names := self._take() if self._going.is_set() else []:
                     yield from self._begun(names)
                     self._given_s = time.monotonic()
                     continue
@@ -157,6 +202,14 @@ class SpoolSource:
                 self._wait()
         except NoRoomError:
             return
+
+    def _take(self) -> list[str]:
+        """Inputs to begin, those that were listed first."""
+        names = self._intake.take(MOST_AT_ONCE)
+        with self._room_for_more:
+            listed = [self._listed.popleft() for _ in range(min(MOST_AT_ONCE, len(self._listed)))]
+            self._room_for_more.notify_all()
+        return [*listed, *names]
 
     def _ending(self) -> bool:
         return self._ended or self._quit.asked()
@@ -221,6 +274,8 @@ class SpoolSource:
         with suppress(OSError):  # the disk is full: they count as begun once, and run alone next time
             self._ledger.end(name for name in names if name in begun)
         self._busy.difference_update(names)
+        with self._room_for_more:
+            self._listed.extendleft(name for name in reversed(names) if os.path.isabs(name))
         self._intake.look_again()
 
     def close(self) -> None:

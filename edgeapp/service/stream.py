@@ -1,0 +1,132 @@
+"""Inputs by their paths, a line each, from clients of a Unix socket or from standard input; results come back as lines.
+
+A path is accepted when the ledger knows of it: then it gets a result, whatever happens to the process. Its file stays
+where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+
+from edgeapp.service.control import listen
+
+Reply = Callable[[bytes], None]
+Submit = Callable[[str, Reply], bool]
+
+MOST_CLIENTS = 16
+MOST_UNANSWERED = 64
+"""Of one client; before it gets some of its results, no more of it is read."""
+
+MOST_LINE_BYTES = 1 << 16
+
+
+class Client:
+    """Reads paths and writes results until the reading ends and all is answered.
+
+    Args:
+        reading, writing: descriptors.
+        submit: takes a path and where its result goes; False when the service is ending.
+    """
+
+    def __init__(self, reading: int, writing: int, submit: Submit) -> None:
+        self._reading, self._writing = reading, writing
+        self._submit = submit
+        self._unanswered = threading.BoundedSemaphore(MOST_UNANSWERED)
+        self._answers: SimpleQueue[bytes | None] = SimpleQueue()
+
+    def serve(self) -> None:
+        """Until all is over; what it sends from a client that is gone is worked on all the same."""
+        writer = threading.Thread(target=self._write, name="answers", daemon=True)
+        writer.start()
+        try:
+            self._read()
+        finally:
+            for _ in range(MOST_UNANSWERED):
+                self._unanswered.acquire()
+            self._answers.put(None)
+            writer.join()
+
+    def _read(self) -> None:
+        rest = b""
+        while data := self._received():
+            lines = (rest + data).split(b"\n")
+            rest = lines.pop()
+            if len(rest) > MOST_LINE_BYTES:
+                return
+            for line in lines:
+                if path := os.fsdecode(line.removesuffix(b"\r")):
+                    self._unanswered.acquire()
+                    if not self._take(path):
+                        self._unanswered.release()
+                        return
+
+    def _received(self) -> bytes:
+        try:
+            return os.read(self._reading, 1 << 16)
+        except OSError:  # the client is gone
+            return b""
+
+    def _take(self, path: str) -> bool:
+        if not os.path.isabs(path) or "\0" in path:
+            self._answers.put(_refusal(path, "a whole path, from the root, is wanted"))
+            return True
+        return self._submit(path, self._answers.put)
+
+    def _write(self) -> None:
+        while (answer := self._answers.get()) is not None:
+            with suppress(OSError):
+                rest = memoryview(answer)
+                while rest:
+                    rest = rest[os.write(self._writing, rest) :]
+            self._unanswered.release()
+
+
+def _refusal(path: str, why: str) -> bytes:
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return (
+        json.dumps({"name": shown, "error": {"what": "cannot take this input", "why": why, "fix": ""}}).encode() + b"\n"
+    )
+
+
+class Listener:
+    """Serves clients of a Unix socket.
+
+    Raises:
+        EdgeappError: the socket cannot be made.
+    """
+
+    def __init__(self, path: str, submit: Submit) -> None:
+        self._path = path
+        self._submit = submit
+        self._free = threading.BoundedSemaphore(MOST_CLIENTS)
+        self._socket = listen(path)
+        threading.Thread(target=self._accept, name="stream", daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            self._free.acquire()
+            try:
+                client, _ = self._socket.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._serve, args=(client,), name="stream client", daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            with client:
+                Client(client.fileno(), client.fileno(), self._submit).serve()
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        with suppress(OSError):
+            os.unlink(self._path)
