@@ -22,9 +22,9 @@ from edgeapp import errors, paths
 from edgeapp.log import Talk
 
 MOST_CONNECTIONS = 16
-"""Of more the one that has been there longest gives way: in good faith they last milliseconds."""
+"""When there are more the oldest gives way: in good faith they last milliseconds."""
 
-BACKLOG = 64
+BACKLOG = 128
 MOST_HEADER_BYTES, MOST_HEADERS = 8192, 64
 REQUEST_S, RESPONSE_S, LINGER_S = 5.0, 5.0, 1.0
 """Deadlines for the whole request, for taking the whole response, and for the client's end afterwards."""
@@ -186,7 +186,7 @@ class Server:
         while not self._ended:
             for key, _ in self._selector.select(TICK_S):
                 if key.fileobj is self._listener:
-                    self._accept()
+                    self._accept_all()
                 elif isinstance(key.fileobj, socket.socket) and (found := self._connections.get(key.fileobj)):
                     self._guarded(found)
             now = time.monotonic()
@@ -194,24 +194,38 @@ class Server:
                 if now > connection.until_s:
                     self._close(client)
 
-    def _accept(self) -> None:
-        try:
-            client, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError:  # no descriptor is left: let others give theirs back
-            time.sleep(PAUSE_S)
-            return
-        client.setblocking(False)
-        if len(self._connections) >= MOST_CONNECTIONS:
-            self._close(next(iter(self._connections)))
-        self._connections[client] = _Connection(client)
-        self._selector.register(client, selectors.EVENT_READ)
+    def _accept_all(self) -> None:
+        """Take who waits; one whose request is there is answered at once, before it could have to give way."""
+        for _ in range(BACKLOG):
+            try:
+                client, _address = self._listener.accept()
+            except ConnectionAbortedError:
+                continue
+            except BlockingIOError:
+                return
+            except OSError:  # no descriptor is left: let others give theirs back
+                time.sleep(PAUSE_S)
+                return
+            client.setblocking(False)
+            if len(self._connections) >= MOST_CONNECTIONS:
+                self._make_room()
+            connection = self._connections[client] = _Connection(client)
+            self._selector.register(client, selectors.EVENT_READ)
+            self._guarded(connection)
+
+    def _make_room(self) -> None:
+        """Close the oldest connection; rather one that has its answer."""
+        answered = (
+            client for client, one in self._connections.items() if one.response is not None and not one.response
+        )
+        self._close(next(answered, next(iter(self._connections))))
 
     def _guarded(self, connection: _Connection) -> None:
         """Go on with a connection; whatever goes wrong ends it and nothing else."""
         try:
             self._advance(connection)
+        except BlockingIOError:  # nothing there, or no room, yet
+            return
         except OSError:
             self._close(connection.socket)
         except Exception as error:

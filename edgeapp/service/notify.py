@@ -7,7 +7,6 @@ import re
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, MutableMapping
 
 from edgeapp import paths
@@ -19,7 +18,6 @@ STATUS_EVERY_S = 1.0
 FEEDS_PER_TIMEOUT = 4
 """Signs of life within the time after which systemd gives up; sd_watchdog_enabled(3) advises two."""
 
-MOST_WAITING = 8
 NUMBERS = re.compile(r"\d+")
 
 
@@ -28,7 +26,8 @@ class Notifier:
 
     NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are taken out of the environment, so that no child speaks in our name.
     A message that must arrive (ready, reloading, stopping ...) and finds systemd's queue full is kept, and goes ahead
-    of the next one. Any thread may call. Leaving it as a context manager closes the socket.
+    of the next one; a later one of its kind replaces it. Any thread may call. Leaving it as a context manager closes
+    the socket.
 
     Args:
         environment: where the variables are; that of the process by default.
@@ -46,7 +45,7 @@ class Notifier:
         timeout_us, owner = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._waiting: dict[str, bytes] = {}
         self._socket: socket.socket | None = None
         self._address = _address(place)
         if self._address is not None:
@@ -124,11 +123,15 @@ class Notifier:
         with self._lock:
             if self._socket is None:
                 return False
-            while self._waiting and self._sent(self._waiting[0]):
-                self._waiting.popleft()
+            for kind, earlier in list(self._waiting.items()):
+                if not self._sent(earlier):
+                    break
+                del self._waiting[kind]
             sent = not self._waiting and self._sent(data)
             if keep and not sent:
-                self._waiting.append(data)
+                kind = lines[0].partition("=")[0]
+                self._waiting.pop(kind, None)  # so that the new one goes to the end
+                self._waiting[kind] = data
             return sent
 
     def _sent(self, data: bytes) -> bool:
