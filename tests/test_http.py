@@ -58,7 +58,7 @@ def state(clock: Clock) -> State:
     """A service that is ready and has done something."""
     state = State({"commit": "abc"}, clock)
     state.release("starting")
-    state.model = {"name": "parts.plan"}
+    state.model = {"file": "/models/parts.plan"}
     for name in ("good.jpg", *EVIL):
         clock.now += 1
         found = [Detection(0, name, 0.9, (0, 0, 1, 1))]

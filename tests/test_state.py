@@ -291,7 +291,7 @@ EVIL = ["<script>alert(1)</script>", "a\nb", "caf\udce9", "\ud800", "\0", "\"'\\
 def fill_with(state: State, text: str) -> None:
     """Put a text wherever one can go."""
     state.hold("disk full", text)
-    state.model = {"name": text, "digest": text}
+    state.model = {"file": text, "sha256": text}
     state.done(result_of(text, text), 0.01)
     state.failed(text, text, DataError(text, text, text))
     state.gpu_error(text)
@@ -388,7 +388,7 @@ def test_metrics_are_those_of_the_state(state: State, clock: Clock) -> None:
     """Every number is found again, under its name."""
     state.release("starting")
     state.queue_depth, state.in_flight, state.disk_free_bytes = 7, 3, 12_345_678_901
-    state.model = {"name": "m.plan", "digest": "sha256:ab", "runtime": "lean"}
+    state.model = {"file": "m.plan", "sha256": "ab", "runtime": "lean"}
     for _ in range(10):
         state.done(result_of(), 0.03, {"write": 0.0005})
     state.failed("b", "damaged", ERROR)
@@ -407,7 +407,7 @@ def test_metrics_are_those_of_the_state(state: State, clock: Clock) -> None:
     assert values(found["edgeapp_in_flight"]) == {("edgeapp_in_flight",): 3}
     assert values(found["edgeapp_disk_free_bytes"]) == {("edgeapp_disk_free_bytes",): 12_345_678_901}
     assert found["edgeapp_build_info"].samples[0].labels["version"] == edgeapp.__version__
-    assert found["edgeapp_model_info"].samples[0].labels == {"name": "m.plan", "digest": "sha256:ab", "runtime": "lean"}
+    assert found["edgeapp_model_info"].samples[0].labels == {"file": "m.plan", "sha256": "ab", "runtime": "lean"}
     state.hold("disk full")
     assert values(parsed(metrics.render(state))["edgeapp_ready"]) == {("edgeapp_ready",): 0}
 

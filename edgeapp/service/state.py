@@ -57,7 +57,7 @@ class State:
     Attributes:
         queue_depth: inputs that wait. in_flight: those that are being worked on. Set them, whenever it is convenient.
         disk_free_bytes: of the folder that results are written to; None until it is set.
-        model: name, digest, runtime ... of what serves now. Replace it as a whole.
+        model: file, sha256, runtime ... of what serves now, keys being names of labels. Replace it as a whole.
     """
 
     def __init__(self, build: Mapping[str, str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
