@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgeapp import errors
 from edgeapp.plan import ModelFile
 
 if TYPE_CHECKING:
@@ -132,13 +131,7 @@ class Bootstrap:
             raise too_old
 
     def _count(self) -> None:
-        count = self._driver.device_count()
-        if self._device_number >= count:
-            raise errors.NoGpuError(
-                f"cannot use GPU {self._device_number}: {count} GPU{'s are' if count != 1 else ' is'} visible",
-                "they are numbered from 0; CUDA_VISIBLE_DEVICES may hide some",
-                "choose another with --device" if count else "check nvidia-smi",
-            )
+        self._driver.require(self._device_number)
 
     def _choose_device(self) -> None:
         import pycuda.driver as cuda

@@ -152,6 +152,9 @@ CTL_ACTIONS = (
     "model; pause: begin nothing new; resume; drain: finish what was begun, then end"
 )
 
+SHARING = ("run", "bench", "config")
+"""Commands that take several GPUs."""
+
 CACHE_ACTIONS = (
     "path: print the folder; list: what it holds; verify: compare every file with its SHA-256; "
     "clear: remove what no running program uses"
@@ -360,8 +363,17 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         problems: list[errors.EdgeappError] = []
         file = config.load(given, default=default, problems=problems)
         options = settings.from_arguments(given, file=file, problems=problems)
+        if options.devices is not None and options.spool is not None:
+            problems.append(_one_gpu("serve"))
         return partial(_check, problems, given.json), options
-    return command, settings.from_arguments(given, file=config.load(given, default=default))
+    options = settings.from_arguments(given, file=config.load(given, default=default))
+    if options.devices is not None and hasattr(given, "device") and name not in SHARING:
+        raise _one_gpu(name)
+    return command, options
+
+
+def _one_gpu(name: str) -> errors.UsageError:
+    return errors.UsageError(f"edgeapp {name} uses one GPU", "--device names several", "choose one: --device 0")
 
 
 def _asked_about(given: argparse.Namespace) -> str:
@@ -402,18 +414,12 @@ def _guarded(words: Sequence[str]) -> int:
         if not isinstance(error.__cause__, BrokenPipeError):  # `| head` wants no complaint
             talk.error(error)
         return error.exit_code
-    except MemoryError:
-        talk.error(errors.SystemRefusedError("not enough memory", "", "use a smaller --batch or smaller pictures"))
-        return errors.SystemRefusedError.exit_code
     except Exception as error:
-        _stack_trace()
-        bug = errors.EdgeappError(
-            f"internal error: {type(error).__name__}: {error}",
-            "this is a bug in edgeapp",
-            "report it with the lines above",
-        )
-        talk.error(bug)
-        return bug.exit_code
+        if not isinstance(error, MemoryError):
+            _stack_trace()
+        unforeseen = errors.unforeseen(error)
+        talk.error(unforeseen)
+        return unforeseen.exit_code
     finally:
         _flush()
 

@@ -92,3 +92,14 @@ class ConfigurationError(EdgeappError):
 
 class Stopped(BaseException):
     """A signal asked the program to end; BaseException, so that no `except Exception` eats it."""
+
+
+def unforeseen(error: Exception) -> EdgeappError:
+    """What to tell of an exception that is none of these."""
+    if isinstance(error, MemoryError):
+        return SystemRefusedError("not enough memory", "", "use a smaller --batch or smaller pictures")
+    return EdgeappError(
+        f"internal error: {type(error).__name__}: {error}",
+        "this is a bug in edgeapp",
+        "report it with the lines above",
+    )

@@ -244,6 +244,40 @@ class Batch:
             result.error = result.error or error
 
 
+class Grouping:
+    """Neighbouring frames that become one batch: full, or all that are there at the moment; tensors alone.
+
+    Args:
+        size: of a full batch.
+        alone: whether a frame is a batch of its own.
+    """
+
+    def __init__(self, size: int, alone: Callable[[Frame], bool]) -> None:
+        self._size = size
+        self._alone = alone
+        self._group: list[Frame] = []
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a batch that is not full."""
+        return bool(self._group)
+
+    def add(self, frame: Frame) -> Iterator[list[Frame]]:
+        """The batches that are whole now."""
+        alone = self._alone(frame)
+        if alone:
+            yield from self.rest()
+        self._group.append(frame)
+        if alone or len(self._group) == self._size:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[list[Frame]]:
+        """The batch that is not full, if there is one."""
+        group, self._group = self._group, []
+        if group:
+            yield group
+
+
 class Pipeline:
     """The steps of one run, each on threads of its own: read and decode, infer, postprocess; the caller's writes.
 
@@ -386,20 +420,10 @@ class Pipeline:
         self._events.put(count)
 
     def _groups(self, source: Source) -> Iterator[list[Frame]]:
-        """Neighbouring frames that become one batch: full, or all that are there at the moment; tensors alone."""
-        group: list[Frame] = []
+        grouping = Grouping(self._batch, lambda frame: self._runner is None or source.is_tensors(frame))
         for frame in source:
-            alone = frame is not None and (self._runner is None or source.is_tensors(frame))
-            if group and (frame is None or alone):
-                yield group
-                group = []
-            if frame is not None:
-                group.append(frame)
-            if alone or len(group) == self._batch:
-                yield group
-                group = []
-        if group:
-            yield group
+            yield from grouping.rest() if frame is None else grouping.add(frame)
+        yield from grouping.rest()
 
     def _decode(self, source: Source, batch: Batch, place: int) -> None:
         """Read an input; who reads the last one of a batch sends it on."""

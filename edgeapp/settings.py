@@ -119,6 +119,19 @@ def divisors(text: str) -> list[float]:
     return values
 
 
+def gpus(text: str) -> int | tuple[int, ...]:
+    """A GPU's number; several, separated by commas; or () for the word all."""
+    if text.lower() == "all":
+        return ()
+    try:
+        found = tuple(integer(0, 1023)(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{error}; N, a list such as 0,2,3, or all") from None
+    if len(set(found)) < len(found):
+        raise ValueError("a GPU is named twice")
+    return found if len(found) > 1 else found[0]
+
+
 def size_wh(text: str) -> list[int]:
     """WIDTHxHEIGHT in pixels, or one number for a square."""
     parts = text.lower().split("x")
@@ -156,7 +169,8 @@ OPTIONS = (
            metavar="PATH", many=True),
     Option("recursive", "look into the folders of folders too", None),
     Option("model_card", "the model card (default: STEM.json or model.json beside the engine)", name, metavar="FILE"),
-    Option("device", "GPU number", integer(0, 1023), "N", 0),
+    Option("device", "GPU number; run and bench take several, 0,2,3 or all: they share the inputs, results stay in order",
+           gpus, "N", 0),
     Option("batch", "pictures per inference (default: what the engine was built for, else 1); auto: what its "
            "optimisation profile was tuned for", auto_or(integer(1, 4096)), "N|auto"),
     Option("tensorrt_library", "a libnvinfer_lean.so to use instead of those inside; its code runs", name,
@@ -193,7 +207,7 @@ OPTIONS = (
     Option("max_detections", "at most this many objects a picture", integer(1, 100_000), "N",
            card=True, group=CARD),
     Option("top_k", "classify: how many classes to name", integer(1, 100_000), "K", card=True, group=CARD),
-    Option("decode_threads", "threads that read and decode (default: one for each core)",
+    Option("decode_threads", "threads that read and decode, those of all GPUs together (default: one for each core)",
            integer(1, 1024), "N", group=SPEED),
     Option("slots", "batches between decoding and writing at a time (default: enough for all threads)",
            integer(1, 1024), "N", group=SPEED),
@@ -260,6 +274,8 @@ class Settings:
     Attributes:
         card: the options that override the model card.
         origins: option -> where its value came from: --batch, EDGEAPP_BATCH, config.toml:3; defaults are not in it.
+        device: the GPU, the first one of several.
+        devices: all of them when several were asked for, () for every GPU there is; None for `device` alone.
     """
 
     engine: str | None = None
@@ -267,6 +283,7 @@ class Settings:
     recursive: bool = False
     model_card: str | None = None
     device: int = 0
+    devices: tuple[int, ...] | None = None
     tensorrt_library: str | None = None
     batch: int | str | None = None
     decode_threads: int | None = None
@@ -386,6 +403,8 @@ def from_arguments(
             card[option.name] = value
         else:
             values[option.name] = tuple(value) if option.many else value
+    if isinstance(several := values.get("device"), tuple):
+        values.update(device=several[0] if several else 0, devices=several)
     return Settings(**values, card=card, origins=origins)
 
 

@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO, NoReturn
@@ -99,13 +99,31 @@ class Stop:
         Returns:
             whether there is data or an end.
         """
+        return bool(self.wait_any([stream], timeout_s=timeout_s))
+
+    def wait_any(
+        self,
+        readers: Iterable[IO[bytes] | int],
+        writers: Iterable[IO[bytes] | int] = (),
+        timeout_s: float | None = None,
+    ) -> list[int]:
+        """Block until one of several has data, ended or takes data; raise Stopped when a signal comes first.
+
+        Args:
+            readers, writers: files or their descriptors.
+            timeout_s: as of `wait_readable`.
+
+        Returns:
+            the descriptors that are ready.
+        """
+        readers, writers = list(readers), list(writers)
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self.check()
             left = None if until is None else max(0.0, until - time.monotonic())
-            ready = self.poll(stream, timeout_s=left)
+            ready = self.poll(*readers, writers=writers, timeout_s=left)
             if self._wake_read not in ready:
-                return bool(ready)
+                return ready
             # A signal came, maybe to another thread: the main thread is about to set the flag.
             time.sleep(HANDLER_S)
 
@@ -116,14 +134,21 @@ class Stop:
         """
         self.poll()
 
-    def poll(self, *streams: IO[bytes] | int, timeout_s: float | None = None) -> list[int]:
-        """Wait for streams or a signal; gives the descriptors that have data, an end or an error.
+    def poll(
+        self, *streams: IO[bytes] | int, writers: Iterable[IO[bytes] | int] = (), timeout_s: float | None = None
+    ) -> list[int]:
+        """Wait for streams or a signal; gives the descriptors that have data, take data, have an end or an error.
 
         Not select(), which refuses descriptors from 1024 on: the parent may have left so many open.
         """
+        wanted: dict[int, int] = {}
+        for event, ready in ((select.POLLIN, (*streams, self._wake_read)), (select.POLLOUT, writers)):
+            for stream in ready:
+                number = stream if isinstance(stream, int) else stream.fileno()
+                wanted[number] = wanted.get(number, 0) | event
         poll = select.poll()
-        for stream in (*streams, self._wake_read):
-            poll.register(stream, select.POLLIN)
+        for number, events in wanted.items():
+            poll.register(number, events)
         return [number for number, _ in poll.poll(None if timeout_s is None else math.ceil(timeout_s * 1e3))]
 
     def die(self) -> NoReturn:

@@ -16,9 +16,9 @@ LEVELS = {
     "__init__": 0, "errors": 0, "records": 0, "paths": 0, "launched": 0, "gpus": 0, "stopping": 0, "workers": 0,
     "memory": 0, "cores": 0,
     "settings": 1, "log": 1, "labels": 1, "plan": 1, "model": 1, "fitting": 1, "tensors": 1, "minisign": 1, "pixels": 1,
-    "config": 1,
+    "config": 1, "forking": 1,
     "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2, "trust": 2, "golden": 2,
-    "pipeline": 3, "bootstrap": 3, "checks": 3, "service": 3,
+    "pipeline": 3, "bootstrap": 3, "checks": 3, "service": 3, "fleet": 3,
     "commands": 4,
     "cli": 5, "__main__": 6,
 }  # fmt: skip
@@ -29,6 +29,7 @@ INSIDE_LEVEL = {
     "model": {"labels"},
     "fitting": {"model"},
     "config": {"settings"},
+    "fleet": {"pipeline"},
 }
 GPU_ORDER = (
     "__init__", "machine", "faults", "driver", "nvml", "runtimes", "selection", "graphs", "buffers", "kernels",

@@ -24,7 +24,7 @@ def test_every_card_option_is_a_card_key() -> None:
 
 def test_every_other_option_is_a_setting() -> None:
     """No flag is parsed and then forgotten."""
-    fields = set(settings.Settings.__dataclass_fields__) - {"card", "origins"}
+    fields = set(settings.Settings.__dataclass_fields__) - {"card", "origins", "devices"}
     assert {o.name for o in settings.OPTIONS if not o.card} == fields
 
 
@@ -45,6 +45,10 @@ def test_defaults_leave_the_card_alone() -> None:
         (["--quiet"], {}, "quiet", True),
         ([], {"EDGEAPP_QUIET": "yes"}, "quiet", True),
         ([], {"EDGEAPP_QUIET": "0"}, "quiet", False),
+        (["--device", "3"], {"EDGEAPP_DEVICE": "all"}, "devices", None),
+        (["--device", "3,1"], {}, "devices", (3, 1)),
+        (["--device", "3,1"], {}, "device", 3),
+        ([], {"EDGEAPP_DEVICE": "ALL"}, "devices", ()),
     ],
 )
 def test_flag_beats_environment_beats_default(

@@ -8,10 +8,8 @@ libraries print goes to the same pipe and is kept for `--debug`.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import signal
 import time
 import traceback
@@ -20,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
-from edgeapp import stopping
+from edgeapp import forking, stopping
 from edgeapp.checks import FAILURE, WARNING, Check, Say, failed
 from edgeapp.errors import EdgeappError, SystemRefusedError
 
@@ -31,11 +29,6 @@ KEPT_LINES = 3
 READ_BYTES = 1 << 16
 MOST_LINE_BYTES = 1 << 20
 """What a library prints without ending its line fills no memory."""
-
-GRACE_S = 2.0
-"""A child that has said its last word, or was killed, is gone by then unless it hangs in the kernel."""
-
-PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -88,10 +81,10 @@ class Child:
                     yield self._new(Check(**record["check"]))
         finally:
             os.close(reader)
-            status = _wait(child) if self._ended else None
+            status = forking.wait(child, forking.GRACE_S) if self._ended else None
             if status is None:
                 _kill(child)
-                status = _wait(child)
+                status = forking.wait(child, forking.GRACE_S)
         if self.hung or status != 0:
             yield self._new(self._died(status))
 
@@ -131,20 +124,11 @@ class Child:
             found = f"no answer within {self._limit_s:g} s{where}"
             if status is None:
                 why = "it hangs inside the kernel and cannot be killed"
-        elif status is not None and status < 0:
-            found = f"killed by {_signal_name(-status)}{where}"
-            if -status == signal.SIGKILL:
-                why = why or "the kernel kills what takes too much memory: see dmesg"
         else:
-            found = f"ended with {status}{where}"
+            found = f"{forking.ended(status)}{where}"
+            if status == -signal.SIGKILL:
+                why = why or forking.OUT_OF_MEMORY
         return Check(self._name, FAILURE, found, "", why, self._fix, self._exit_code)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -164,18 +148,6 @@ def _kill(child: int) -> None:
             kill(child, signal.SIGKILL)
 
 
-def _wait(child: int) -> int | None:
-    """Its exit code, negative for a signal; None while it is still there after a grace."""
-    until_s = time.monotonic() + GRACE_S
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until_s:
-            return None
-        time.sleep(0.002)
-
-
 def _be_child(name: str, work: Work, writer: int, parent: int) -> NoReturn:
     """Do the work and end; nothing of the parent's is flushed, undone or cleaned up."""
 
@@ -185,7 +157,8 @@ def _be_child(name: str, work: Work, writer: int, parent: int) -> NoReturn:
             data = data[os.write(writer, data) :]
 
     try:
-        _leave_the_parent(writer, parent)
+        forking.leave_parent(writer, parent, signal.SIG_DFL)
+        os.setpgid(0, 0)
         step = ""
 
         def say(words: str) -> None:
@@ -207,22 +180,3 @@ def _be_child(name: str, work: Work, writer: int, parent: int) -> NoReturn:
         os._exit(0)
     finally:
         os._exit(1)
-
-
-def _leave_the_parent(writer: int, parent: int) -> None:
-    """Own signals, no core file, no terminal; and the kernel ends this process when the parent ends."""
-    signal.set_wakeup_fd(-1)
-    for number in stopping.SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that call
-        os._exit(1)
-    os.setpgid(0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        null = os.open(os.devnull, os.O_RDONLY)
-    except OSError:  # no /dev: a pipe without a writer is as empty
-        null, closed = os.pipe()
-        os.close(closed)
-    for descriptor, target in ((null, 0), (writer, 1), (writer, 2)):
-        os.dup2(descriptor, target)

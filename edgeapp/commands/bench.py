@@ -12,7 +12,7 @@ from edgeapp import cores, errors, paths, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands.bench_report import advice, report
 from edgeapp.commands.bench_wanted import Wanted
-from edgeapp.commands.opening import Model, chosen, make_runner, open_model
+from edgeapp.commands.opening import Model, chosen, open_to_run
 from edgeapp.log import Talk, tell
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -53,17 +53,12 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
 
     source = FileSource(settings.input, recursive=settings.recursive, max_pixels=settings.max_pixels, stop=stop)
     with ExitStack() as stack:
-        model = open_model(plan.identify(settings.engine), settings, trace, talk, stop, stack, total=None)
-        _check_shapes(model, wanted)
         decoders = settings.decode_threads or cores.usable()
-        runner = None
-        if model.preprocess is not None:
-            if not settings.exact_decode:
-                source.fit = model.preprocess.wanted_wh
-            with trace.step("buffers and graphs"):
-                runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=None)
-        if settings.startup_trace:
-            talk.always(str(trace))
+        model_file = plan.identify(settings.engine)
+        model, runner = open_to_run(
+            model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=None
+        )  # fmt: skip
+        _check_shapes(model, wanted)
         modes = Modes(model, runner, source, wanted, settings, stop, stack, decoders=decoders)
         found = modes.measure(talk)
     found = {"schema": SCHEMA, "engine": paths.text(settings.engine), **found}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeapp.pipeline import Engine, Postprocess, Runner
     from edgeapp.preprocess import Preprocessor
     from edgeapp.records import TensorSpec
+    from edgeapp.sources import FileSource
 
 BATCHES_BEYOND_DECODING, BATCHES_TO_SAVE = 6, 2
 """Batches that are not being decoded: three on the GPU, the others read, waiting or written; with --save, where each
@@ -220,6 +221,40 @@ def _batch(wanted: int | str | None, inputs: Sequence[TensorSpec], total: int | 
         wanted = max(least, min(tuned, total or tuned))
     batch = wanted if isinstance(wanted, int) else max(1, least)
     return min(batch, max(least, total or batch)), least
+
+
+def open_to_run(
+    model_file: plan.ModelFile,
+    source: FileSource,
+    settings: Settings,
+    trace: Trace,
+    talk: Talk,
+    stop: Stop,
+    stack: ExitStack,
+    *,
+    decoders: int,
+    total: int | None,
+) -> tuple[Model, Runner | None]:
+    """Bring up a model and what runs batches of pictures on it, None when it takes none; the stack takes both down.
+
+    Args:
+        source: decodes no larger than the model needs from here on.
+        decoders: threads that fill batches.
+        total: how many inputs there will be, None if nobody knows.
+
+    Raises:
+        EdgeappError: it cannot be run.
+    """
+    model = open_model(model_file, settings, trace, talk, stop, stack, total=total)
+    runner = None
+    if model.preprocess is not None:
+        if settings.save is None and not settings.exact_decode:
+            source.fit = model.preprocess.wanted_wh
+        with trace.step("buffers and graphs"):
+            runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=total)
+    if settings.startup_trace:
+        talk.always(str(trace))
+    return model, runner
 
 
 def make_runner(

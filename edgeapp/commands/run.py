@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from edgeapp import cores, errors, paths, plan
 from edgeapp.bootstrap import Trace
-from edgeapp.commands.opening import chosen, make_runner, open_model
+from edgeapp.commands import several
+from edgeapp.commands.opening import chosen, open_to_run
 from edgeapp.log import Talk
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -28,7 +29,9 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         raise errors.UsageError("no --engine given", "", "edgeapp --engine model.plan --input img.jpg")
     if not settings.input:
         raise errors.UsageError("no --input given", "", f"edgeapp --engine {settings.engine} --input img.jpg")
-    if os.path.isdir(settings.engine):
+    settings = several.resolved(settings, stop)
+    assert settings.engine is not None
+    if settings.devices is None and os.path.isdir(settings.engine):
         settings = chosen(settings, talk)
     trace = Trace()
     with trace.step("import NumPy and Pillow"):
@@ -38,27 +41,24 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         from edgeapp.sources.files import standard_input
 
     assert settings.engine is not None
-    model_file = plan.identify(settings.engine)
+    model_file = plan.identify(settings.engine) if settings.devices is None else None
+    stream = standard_input() if "-" in settings.input else None
     source = FileSource(
         settings.input,
         recursive=settings.recursive,
         max_pixels=settings.max_pixels,
         stop=stop,
-        stream=standard_input() if "-" in settings.input else None,
-        patience_s=settings.max_delay_ms / 1e3,
+        stream=stream,
+        patience_s=settings.max_delay_ms / 1e3 if settings.devices is None else 0.0,
     )
     _protect(settings, source)
+    if model_file is None:
+        return several.run(settings, source, stream, stop, talk)
     with ExitStack() as stack:
-        model = open_model(model_file, settings, trace, talk, stop, stack, total=source.total)
         decoders = settings.decode_threads or cores.usable()
-        runner = None
-        if model.preprocess is not None:
-            if settings.save is None and not settings.exact_decode:
-                source.fit = model.preprocess.wanted_wh
-            with trace.step("buffers and graphs"):
-                runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=source.total)
-        if settings.startup_trace:
-            talk.always(str(trace))
+        model, runner = open_to_run(
+            model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=source.total
+        )
         sinks = open_sinks(settings.output, settings.save, many_inputs=source.total != 1, stack=stack)
         with talk.progress(source.total) as progress:
 
@@ -96,6 +96,8 @@ def _protect(settings: Settings, source: FileSource) -> None:
     assert settings.engine is not None
     cards = (settings.model_card, find_card(settings.engine), settings.card.get("labels"))
     known = [settings.engine, *filter(None, cards), *source.paths]
+    if os.path.isdir(settings.engine):
+        known += [os.path.join(settings.engine, name) for name in os.listdir(settings.engine)]
     for output in settings.output:
         for name in known if output != "-" else ():
             if same_file(output, name):

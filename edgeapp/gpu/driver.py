@@ -115,6 +115,20 @@ class Driver:
         self._check(self._library.cuDeviceGetCount(ctypes.byref(value)), "cuDeviceGetCount")
         return value.value
 
+    def require(self, number: int) -> None:
+        """Make sure that there is a GPU of this number.
+
+        Raises:
+            NoGpuError: there is none.
+        """
+        count = self.device_count()
+        if number >= count:
+            raise errors.NoGpuError(
+                f"cannot use GPU {number}: {count} GPU{'s are' if count != 1 else ' is'} visible",
+                "they are numbered from 0; CUDA_VISIBLE_DEVICES may hide some",
+                "choose another with --device" if count else "check nvidia-smi",
+            )
+
     def compute_capability(self, number: int) -> tuple[int, int]:
         """That of the GPU of this number, (major, minor); before any context exists."""
         # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*

@@ -1,0 +1,70 @@
+"""Stand-in for a machine with several GPUs: edgeapp whose --device finds as many as FLEET_GPUS says, each the CPU.
+
+    FLEET_GPUS=3 python tests/fleet_on_cpu.py --engine model.onnx --input photos/ --device all
+
+Coordinator, workers, pipelines and engines are the real ones; only the question to the driver is not asked. What the
+other variables say goes wrong in the workers: see `misbehave`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from edgeapp import cli, errors
+from edgeapp.commands import several
+from edgeapp.fleet import Desk
+from edgeapp.records import Frame
+from edgeapp.settings import Settings
+from edgeapp.stopping import Stop
+
+work = several._work
+
+
+def resolved(settings: Settings, _: Stop) -> Settings:
+    """As many GPUs as the test wants, whatever the model."""
+    if settings.devices is None:
+        return settings
+    return replace(settings, devices=settings.devices or tuple(range(int(os.environ["FLEET_GPUS"]))))
+
+
+def misbehave(settings: Settings, total: int | None, desk: Desk) -> None:
+    """A worker of which something may be wrong.
+
+    FLEET_CLOSED: the GPUs, separated by commas, on which no model can be opened. FLEET_SLOW: the one that takes 20 ms
+    longer for each input. FLEET_POISON: a file name that ends the process that reads it. FLEET_SHY: the same, but only
+    once, as long as the file of this name does not exist. FLEET_BROKEN: the GPU that is lost at its 20th input.
+    """
+    environ = os.environ
+    if str(desk.device) in environ.get("FLEET_CLOSED", "").split(","):
+        raise errors.DataError("cannot run the model", "a stand-in", "choose another GPU")
+    read, count = desk.read, 0
+
+    def broken(frame: Frame) -> None:
+        nonlocal count
+        count += 1
+        name = os.path.basename(frame.path)
+        if name == environ.get("FLEET_POISON"):
+            print("the poison works", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if (shy := environ.get("FLEET_SHY")) and not Path(shy).exists() and count == 20:
+            Path(shy).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if environ.get("FLEET_SLOW") == str(desk.device):
+            time.sleep(0.02)
+        if environ.get("FLEET_BROKEN") == str(desk.device) and count >= 20:
+            raise errors.GpuLostError("the GPU fell off the bus", "a stand-in", "start again")
+        read(frame)
+
+    desk.read = broken  # type: ignore[method-assign]
+    work(settings, total, desk)
+
+
+if __name__ == "__main__":
+    several.resolved = resolved
+    several._work = misbehave
+    cli.main()
