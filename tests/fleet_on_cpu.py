@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from edgeapp import cli, errors
+from edgeapp import cli, errors, fleet
 from edgeapp.commands import several
 from edgeapp.fleet import Desk
 from edgeapp.records import Frame
@@ -37,7 +37,8 @@ def misbehave(settings: Settings, total: int | None, desk: Desk) -> None:
 
     FLEET_CLOSED: the GPUs, separated by commas, on which no model can be opened. FLEET_SLOW: the one that takes 20 ms
     longer for each input. FLEET_POISON: a file name that ends the process that reads it. FLEET_SHY: the same, but only
-    once, as long as the file of this name does not exist. FLEET_BROKEN: the GPU that is lost at its 20th input.
+    once, at the 20th input of whoever is first: then the file of this name exists. FLEET_BROKEN: the GPU that is lost
+    at its 20th input.
     """
     environ = os.environ
     if str(desk.device) in environ.get("FLEET_CLOSED", "").split(","):
@@ -67,4 +68,6 @@ def misbehave(settings: Settings, total: int | None, desk: Desk) -> None:
 if __name__ == "__main__":
     several.resolved = resolved
     several._work = misbehave
+    fleet.MOST_HELD_BYTES = int(os.environ.get("FLEET_HELD", fleet.MOST_HELD_BYTES))
+    fleet.MOST_AHEAD = int(os.environ.get("FLEET_AHEAD", fleet.MOST_AHEAD))
     cli.main()

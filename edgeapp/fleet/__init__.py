@@ -172,10 +172,8 @@ class Fleet:
     def shares(self) -> str:
         """Who did how much: "GPU 0: 512, GPU 1: 488"."""
         return ", ".join(
-            f"GPU {worker.device}: {worker.done}" + (", then lost" if worker.error and worker.done else "")
-            + (" lost" if worker.error and not worker.done else "")
-            for worker in self.workers
-        )  # fmt: skip
+            f"GPU {worker.device}: {worker.done}{', then lost' if worker.error else ''}" for worker in self.workers
+        )
 
     # --- what workers send --------------------------------------------------------------------------------------------
 
