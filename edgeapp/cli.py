@@ -193,7 +193,7 @@ EXAMPLES = """examples:
 exit codes:
   0 done   1 some inputs failed (doctor: warnings)   64 usage   65 bad plan, model or all inputs
   66 file not found   69 no driver or GPU   70 a bug   71 the system refused   73 cannot write
-  74 input/output   75 GPU lost, a restart heals   77 permission   78 configuration
+  74 input/output   75 GPU lost (of several: all), a restart heals   77 permission   78 configuration
 
 Every option can be set by an environment variable too, EDGEAPP_ENGINE, EDGEAPP_SCORE_THRESHOLD ..., or in a
 TOML file (--config): flags win over variables, they over the file. Options that let code run, such as --plugin,

@@ -135,13 +135,15 @@ class Process:
     """A child, seen from its parent.
 
     Attributes:
+        name: what people call it, "GPU 1".
         link: to it.
         printed: where to read what it, or a library in it, prints.
     """
 
-    def __init__(self, pid: int, link: Link, printed: int) -> None:
+    def __init__(self, pid: int, name: str, link: Link, printed: int) -> None:
         self._pid = pid
         self._status: int | None = None
+        self.name = name
         self.link = link
         self.printed = printed
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
@@ -186,24 +188,25 @@ class Process:
             with suppress(OSError):
                 os.kill(self._pid, signal.SIGKILL)
 
-    def close(self) -> None:
-        """Let go of its descriptors."""
+    def end(self) -> None:
+        """Whatever it does; and let go of its descriptors."""
+        self.kill()
+        self.wait(GRACE_S)
         self.link.close()
-        with suppress(OSError):
-            os.close(self.printed)
+        os.close(self.printed)
 
 
 OUT_OF_MEMORY = "the kernel kills what takes too much memory: see dmesg"
 
 
-def start(work: Callable[[Link], None], what: str, apart: Sequence[Process] = ()) -> Process:
+def start(work: Callable[[Link], None], name: str, apart: Sequence[Process] = ()) -> Process:
     """Have a child do the work; it ends with it, and with this process.
 
     It takes no signals that ask for an end, of the terminal or of a service manager: this process tells it. An
     EdgeappError comes back as a message.
 
     Args:
-        what: could not be done when the system refuses, "cannot start a process for GPU 1".
+        name: what people call it, "GPU 1".
         apart: earlier children, whose descriptors are none of its business.
 
     Raises:
@@ -226,14 +229,14 @@ def start(work: Callable[[Link], None], what: str, apart: Sequence[Process] = ()
         for descriptor in opened:
             with suppress(OSError):
                 os.close(descriptor)
-        raise paths.refusal(what, error) from error
+        raise paths.refusal(f"cannot start a process for {name}", error) from error
     if pid == 0:
         others = [mine, reader, *(descriptor for process in apart for descriptor in process.descriptors)]
         _be_child(work, socket.socket(fileno=its), writer, others, parent)
     os.close(its)
     os.close(writer)
     os.set_blocking(reader, False)
-    return Process(pid, Link(socket.socket(fileno=mine)), reader)
+    return Process(pid, name, Link(socket.socket(fileno=mine)), reader)
 
 
 def _above_standard(descriptor: int) -> int:
@@ -315,48 +318,50 @@ def ended(status: int | None) -> str:
         return f"killed by signal {-status}"
 
 
-def answers(processes: Sequence[Process], stop: stopping.Stop, heard: Callable[[str, Any], None]) -> list[Any]:
-    """What each child tells as its ANSWER or that it is READY.
+def answers(processes: Sequence[Process], stop: stopping.Stop, heard: Callable[[Process, str, Any], None]) -> list[Any]:
+    """What each child tells as its ANSWER, or that it is READY.
 
     Args:
-        heard: takes messages of other kinds, and what is printed, as DETAIL.
+        heard: takes messages of other kinds, and as DETAIL what is printed.
 
     Raises:
         EdgeappError: that of a child, or that one has crashed. Stopped: a signal came.
     """
-    found: dict[int, Any] = {}
+    found: dict[Process, Any] = {}
     while len(found) < len(processes):
-        waiting = [process for i, process in enumerate(processes) if i not in found]
-        stop.wait_any([d for process in waiting for d in process.descriptors])
-        for i, process in enumerate(processes):
+        waiting = [process for process in processes if process not in found]
+        stop.wait_any([descriptor for process in waiting for descriptor in process.descriptors])
+        for process in waiting:
             for line in process.read_printed():
-                heard(DETAIL, line)
+                heard(process, DETAIL, line)
             try:
-                messages = process.link.receive() if i not in found else []
+                messages = process.link.receive()
             except EOFError:
                 how, why = process.ending()
-                raise errors.GpuLostError(f"the process of a GPU {how}", why, "see dmesg, and edgeapp doctor") from None
+                raise errors.GpuLostError(
+                    f"{process.name}: process {how}", why, "see dmesg and edgeapp doctor"
+                ) from None
             for _, data in messages:
                 kind, value = pickle.loads(data)
+                if kind == FAILED and len(processes) > 1:
+                    raise type(value)(f"{process.name}: {value.what}", value.why, value.fix)
                 if kind == FAILED:
                     raise value
                 if kind in (ANSWER, READY):
-                    found[i] = value
+                    found[process] = value
                 else:
-                    heard(kind, value)
-    return [found[i] for i in range(len(processes))]
+                    heard(process, kind, value)
+    return [found[process] for process in processes]
 
 
-def ask(call: Callable[[], Any], what: str, stop: stopping.Stop) -> Any:
-    """What a call gives that must not be made in this process; `what` could not be done when the system refuses.
+def ask(call: Callable[[], Any], name: str, stop: stopping.Stop) -> Any:
+    """What a call gives that must not be made in this process; `name` is what people call it.
 
     Raises:
         EdgeappError: that of the call, or that it crashed. Stopped: a signal came.
     """
-    process = start(lambda link: link.tell(ANSWER, call()), what)
+    process = start(lambda link: link.tell(ANSWER, call()), name)
     try:
-        return answers([process], stop, lambda _, __: None)[0]
+        return answers([process], stop, lambda *_: None)[0]
     finally:
-        process.kill()
-        process.wait(GRACE_S)
-        process.close()
+        process.end()

@@ -169,7 +169,7 @@ OPTIONS = (
            metavar="PATH", many=True),
     Option("recursive", "look into the folders of folders too", None),
     Option("model_card", "the model card (default: STEM.json or model.json beside the engine)", name, metavar="FILE"),
-    Option("device", "GPU number; run and bench take several, 0,2,3 or all: they share the inputs, results stay in order",
+    Option("device", "GPU number; run and bench take several, 0,2,3 or all: they share the inputs, results keep order",
            gpus, "N", 0),
     Option("batch", "pictures per inference (default: what the engine was built for, else 1); auto: what its "
            "optimisation profile was tuned for", auto_or(integer(1, 4096)), "N|auto"),

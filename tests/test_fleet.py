@@ -24,6 +24,8 @@ from PIL import Image
 from support import ROOT, Outcome, Program, plain_png
 from test_bootstrap import has_driver
 
+from edgeapp.commands.bench_several import Lap, rate, ratio
+
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 SOON_S = 20.0
 """Long enough for a busy machine, short enough to tell a hang."""
@@ -321,9 +323,7 @@ def test_all_killed_is_75(fleet: Program, models: Path, pictures: list[Path]) ->
 
 
 @pytest.mark.parametrize("gpus", ["1", "2", "4"])
-def test_input_that_kills_is_found_and_left_out(
-    fleet: Program, models: Path, pictures: list[Path], gpus: str
-) -> None:
+def test_input_that_kills_is_found_and_left_out(fleet: Program, models: Path, pictures: list[Path], gpus: str) -> None:
     """It costs two processes at most, has an error of its own, and the GPUs are used on. One GPU alone is lost."""
     env = {"FLEET_GPUS": gpus, "FLEET_POISON": "050.png"}
     words = ("--engine", models / "classifier.onnx", "--batch", "4", "--input", *pictures)
@@ -450,14 +450,12 @@ def test_output_that_is_full_ends_all(fleet: Program, models: Path, pictures: li
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "2>&-", "0<&- 1>&- 2>&-"])
-def test_closed_descriptors_are_not_mixed_up(
-    fleet: Program, models: Path, pictures: list[Path], closed: str
-) -> None:
+def test_closed_descriptors_are_not_mixed_up(fleet: Program, models: Path, pictures: list[Path], closed: str) -> None:
     """The pipes of the workers do not become their standard input or output."""
     words = " ".join(map(str, [*fleet.command, "--engine", models / "classifier.onnx", "--input", *pictures]))
     done = subprocess.run(
         ["/bin/bash", "-c", f"exec {words} --device all --output r.jsonl {closed}"], cwd=fleet.cwd, env=fleet.env,
-        timeout=SOON_S, check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        timeout=SOON_S, check=False, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done
     check([json.loads(line) for line in (fleet.cwd / "r.jsonl").read_text().splitlines()], pictures)
@@ -505,3 +503,179 @@ def test_no_driver_is_the_known_error(program: Program, picture: Path, command: 
     done = program(command, "--engine", plan, "--input", picture, "--device", devices)
     assert done.returncode == 69, done
     assert done.stderr.count("there is no NVIDIA driver") == 1
+
+
+# ---- edgeapp bench
+
+
+def test_rate_of_gpus_counts_from_the_first_begin_to_the_last_end() -> None:
+    """A GPU that comes late or lags makes all slower; it is not averaged away."""
+    assert rate([Lap(10.0, 12.0, 300)]) == pytest.approx(150)
+    assert rate([Lap(10.0, 12.0, 300), Lap(10.0, 12.0, 100)]) == pytest.approx(200)
+    assert rate([Lap(10.0, 12.0, 300), Lap(12.0, 14.0, 100)]) == pytest.approx(100)
+
+
+def test_ratio_compares_each_block_with_those_around_it() -> None:
+    """A machine that becomes slower and slower does not change it; one bad block of five neither."""
+    assert ratio([100, 80, 60, 40], [180, 140, 100]) == pytest.approx(2.0)
+    assert ratio([100] * 6, [190, 190, 10, 190, 190]) == pytest.approx(1.9)
+
+
+def test_bench_measures_one_gpu_and_all_at_once(fleet: Program, models: Path, pictures: list[Path]) -> None:
+    """As many blocks as asked for, one more alone; the numbers hang together."""
+    words = ("bench", "--engine", models / "classifier.onnx", "--input", pictures[0].parent, "--device", "all",
+             "--batch", "2", "--duration", "0.2", "--rounds", "2", "--warm-up", "0")  # fmt: skip
+    done = fleet(*words, "--json")
+    assert done.returncode == 0, done
+    (found,) = done.lines
+    assert (found["gpus"], found["mode"], found["batch"]) == ([0, 1], "frames", 2)
+    assert (len(found["alone"]["blocks"]), len(found["together"]["blocks"])) == (3, 2)
+    assert found["ratio"] == pytest.approx(ratio(found["alone"]["blocks"], found["together"]["blocks"]))
+    assert found["of_linear"] == pytest.approx(found["ratio"] / 2)
+    assert sum(found["together"]["of_each_gpu"]) > 0.5 * found["together"]["images_per_s"]
+    table = fleet(*words)
+    assert table.returncode == 0, table
+    for line in ("GPU 0 alone", "2 GPUs at once", "GPU 1 of them", "times as fast as one"):
+        assert line in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ((), 64, "with pictures"),
+        (("--compare", "--input", "pictures"), 64, "--compare goes with one GPU"),
+        (("--mode", "files", "frames", "--input", "pictures"), 64, "--mode files frames goes with one GPU"),
+        (("--plot", "x.svg", "--input", "pictures"), 64, "--plot goes with one GPU"),
+        (("--shapes", "images:2x3x32x32", "--input", "pictures"), 64, "--shapes goes with one GPU"),
+        (("--input", "missing.jpg"), 66, "missing.jpg"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_wrong_wish_of_the_bench_is_explained(
+    fleet: Program, models: Path, pictures: list[Path], words: tuple[str, ...], code: int, told: str
+) -> None:
+    """With its exit code; what several GPUs do not measure is not left out in silence."""
+    assert pictures
+    done = fleet("bench", "--engine", models / "classifier.onnx", "--device", "all", *words)
+    assert (done.returncode, done.stdout) == (code, ""), done
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signal_ends_the_bench_and_its_processes(
+    fleet: Program, models: Path, pictures: list[Path], number: signal.Signals
+) -> None:
+    """In the middle of a block."""
+    child = fleet.start("bench", "--engine", models / "classifier.onnx", "--input", pictures[0].parent,
+                        "--device", "all", "--duration", "600", stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    until = time.monotonic() + SOON_S
+    while len(workers := children(child.pid)) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    child.send_signal(number)
+    found, _ = child.communicate(timeout=SOON_S)
+    assert (child.returncode, found) == (-number, b"")
+    assert all_gone(workers)
+
+
+# ---- processes and messages
+
+
+def forked(tmp_path: Path, body: str) -> Outcome:
+    """A script that uses edgeapp.forking; in a process of its own, which has one thread."""
+    script = f"import os, signal, sys\nfrom edgeapp import errors, forking\nfrom edgeapp.stopping import Stop\n{body}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=SOON_S,
+                          env={"PYTHONPATH": str(ROOT)}, check=False)  # fmt: skip
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("return {'gpus': 4}", "{'gpus': 4}"),
+        ("return b'x' * 10**7 == b'x' * 10**7 and 'x' * 10", "xxxxxxxxxx"),
+        ("raise errors.NoGpuError('no GPU', 'none', 'buy one')", "NoGpuError no GPU/none/buy one 69"),
+        ("raise ZeroDivisionError('x')", "EdgeappError internal error: ZeroDivisionError: x/this is a bug in edgeapp"),
+        ("raise MemoryError", "SystemRefusedError not enough memory"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "GpuLostError the child: process killed by SIGSEGV//"),
+        ("print('last words', flush=True); os._exit(3)", "GpuLostError the child: process ended with 3/last words/"),
+        ("os.kill(os.getpid(), signal.SIGTERM); return 'deaf'", "deaf"),
+    ],
+)
+def test_child_answers_or_its_end_is_an_error(tmp_path: Path, call: str, told: str) -> None:
+    """Whatever happens in it; and the parent has no more descriptors or children than before."""
+    body = f"""
+def call():
+    {call}
+before = os.listdir('/proc/self/fd')
+stop = Stop()
+pipe = len(os.listdir('/proc/self/fd')) - len(before)
+try:
+    print(forking.ask(call, 'the child', stop))
+except errors.EdgeappError as error:
+    print(type(error).__name__, '/'.join((error.what, error.why, error.fix)), error.exit_code)
+assert len(os.listdir('/proc/self/fd')) == len(before) + pipe
+try:
+    os.wait()
+except ChildProcessError:
+    print('none left')
+"""
+    done = forked(tmp_path, body)
+    assert done.returncode == 0, done
+    assert done.stdout.startswith(told)
+    assert done.stdout.endswith("none left\n")
+
+
+def test_messages_of_any_size_come_through_in_both_directions(tmp_path: Path) -> None:
+    """Empty ones, and those that fill the socket many times over, while the other end writes, too."""
+    body = """
+sizes = (0, 1, 100, 1 << 20, 0, 50 << 20, 3)
+def echo(link):
+    stop = Stop()
+    count = 0
+    while count < len(sizes):
+        stop.wait_readable(link.fileno())
+        for number, data in link.receive():
+            link.send(bytes(data), number)
+            count += 1
+process = forking.start(echo, 'the child')
+stop = Stop()
+for number, size in enumerate(sizes):
+    process.link.post(bytes([number]) * size, number)
+found = []
+while len(found) < len(sizes):
+    fd = process.link.fileno()
+    stop.wait_any([fd], [fd] if process.link.unsent else [])
+    process.link.flush()
+    found += process.link.receive()
+assert [(number, len(data)) for number, data in found] == list(enumerate(sizes))
+assert all(bytes(data) == bytes([number]) * len(data) for number, data in found)
+assert process.wait(5) == 0
+try:
+    process.link.receive()
+except EOFError:
+    print('end')
+"""
+    done = forked(tmp_path, body)
+    assert (done.returncode, done.stdout) == (0, "end\n"), done
+
+
+def test_refused_process_is_the_systems_refusal(tmp_path: Path) -> None:
+    """71, and no descriptor is left open."""
+    body = """
+import resource
+before = len(os.listdir('/proc/self/fd'))
+os.fork = lambda: (_ for _ in ()).throw(BlockingIOError(11, 'Resource temporarily unavailable'))  # a stand-in
+for limit in (None, before, before + 1, before + 3):
+    if limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    try:
+        forking.start(print, 'GPU 1')
+    except errors.SystemRefusedError as error:
+        print(error.what)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    assert len(os.listdir('/proc/self/fd')) == before
+"""
+    done = forked(tmp_path, body)
+    assert (done.returncode, done.stdout) == (0, "cannot start a process for GPU 1\n" * 4), done

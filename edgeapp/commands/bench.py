@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeapp import cores, errors, paths, plan
 from edgeapp.bootstrap import Trace
+from edgeapp.commands import several
 from edgeapp.commands.bench_report import advice, report
 from edgeapp.commands.bench_wanted import Wanted
 from edgeapp.commands.opening import Model, chosen, open_to_run
@@ -41,6 +42,12 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
         if not os.access(folder, os.W_OK | os.X_OK):
             why = "permission denied" if os.path.isdir(folder) else "there is no such folder"
             raise errors.CannotWriteError(f"cannot write {paths.printable(path)}", why, "name another file")
+    settings = several.resolved(settings, stop)
+    assert settings.engine is not None
+    if settings.devices is not None:
+        from edgeapp.commands import bench_several
+
+        return bench_several.bench(wanted, settings, stop, talk)
     if os.path.isdir(settings.engine):
         settings = chosen(settings, talk)
     if wanted.shapes and settings.batch is None:

@@ -244,9 +244,7 @@ class Modes:
                 loop = _of(lambda seconds: pixels.loop(seconds, copies=True))
                 rows.append(Row("pixels", "pictures with copies in and out", batch, loop))
             if "frames" in modes:
-                row = Row("frames", "decoded pictures, through the pipeline", batch, self._infer)
-                few = min(self._decoders, COPIERS)
-                rows.append(self._through(row, lambda until: Memory(self._pictures(), until), few))
+                rows.append(self.frames())
             if "files" in modes:
                 row = Row("files", "files, end to end", batch, self._infer)
                 rows.append(self._through(row, lambda until: Again(self._source, until), self._decoders))
@@ -259,6 +257,12 @@ class Modes:
                 "name pictures with --input",
             )
         return rows
+
+    def frames(self) -> Row:
+        """The mode `frames`, for an engine that takes pictures."""
+        row = Row("frames", "decoded pictures, through the pipeline", self._model.batch, self._infer)
+        few = min(self._decoders, COPIERS)
+        return self._through(row, lambda until: Memory(self._pictures(), until), few)
 
     def _infer(self, seconds: float) -> Block:
         """Engines without a ring: whole runs, copies included."""

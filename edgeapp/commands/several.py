@@ -38,7 +38,7 @@ def resolved(settings: Settings, stop: Stop) -> Settings:
             "--device names several GPUs, and an ONNX model runs on the CPU", "", "leave --device out, or give a plan"
         )
     # In a child: a driver that was initialised here would be of no use in the workers.
-    devices = forking.ask(partial(visible, settings.devices), "cannot start a process that asks the driver", stop)
+    devices = forking.ask(partial(visible, settings.devices), "asking the driver", stop)
     return replace(settings, device=devices[0], devices=devices if len(devices) > 1 else None)
 
 
@@ -57,11 +57,15 @@ def visible(devices: tuple[int, ...]) -> tuple[int, ...]:
     return devices or tuple(range(driver.device_count()))
 
 
+def threads_of(settings: Settings) -> int:
+    """Threads that read and decode, for each GPU."""
+    assert settings.devices is not None
+    return max(1, (settings.decode_threads or cores.usable()) // len(settings.devices))
+
+
 def settings_of(settings: Settings, device: int, talk: Talk) -> Settings:
     """Those of one worker: its GPU, its share of the threads, and of a folder of plans the one for this GPU."""
-    assert settings.devices is not None
-    threads = max(1, (settings.decode_threads or cores.usable()) // len(settings.devices))
-    own = replace(settings, device=device, devices=None, decode_threads=threads)
+    own = replace(settings, device=device, devices=None, decode_threads=threads_of(settings))
     assert own.engine is not None
     return chosen(own, talk) if os.path.isdir(own.engine) else own
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from edgeapp import errors, forking, paths
-from edgeapp.fleet.desk import Desk, Ready
+from edgeapp.fleet.desk import Chorus, Desk, Ready, Relay
 from edgeapp.fleet.listing import Listing
 from edgeapp.log import Talk
 from edgeapp.pipeline import Grouping, Sink, Source, Summary
 from edgeapp.records import Frame, Result
 from edgeapp.stopping import Stop
 
-__all__ = ["Desk", "Fleet", "Ready"]
+__all__ = ["Chorus", "Desk", "Fleet", "Ready", "Relay"]
 
 MOST_HELD_BYTES = min(256 << 20, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
 """Of results that wait for an earlier one; above that only the worker that has the earliest is heard."""
@@ -72,9 +72,7 @@ class Worker:
     def end(self) -> None:
         """Whatever it does."""
         if self.process is not None:
-            self.process.kill()
-            self.process.wait(forking.GRACE_S)
-            self.process.close()
+            self.process.end()
         self.process = self.ready = None
 
 
@@ -92,7 +90,7 @@ class Fleet:
         self._work = work
         self._stop = stop
         self._talk = talk
-        self._said: set[str] = set()
+        self._chorus = Chorus(talk)
         self._unsaid: list[Worker] = []
         self._ending = False
         self._listing: Listing | None = None
@@ -180,7 +178,7 @@ class Fleet:
     def _start(self, worker: Worker) -> None:
         worker.process = forking.start(
             lambda link: self._work(Desk(worker.device, link, self._talk)),
-            f"cannot start a process for GPU {worker.device}",
+            f"GPU {worker.device}",
             [other.process for other in self.workers if other.process is not None],
         )
         worker.error = None
@@ -217,7 +215,7 @@ class Fleet:
 
     def _hear(self, worker: Worker, process: forking.Process) -> None:
         for line in process.read_printed():
-            self._talk.detail(f"GPU {worker.device}: {line}")
+            self._chorus(process, forking.DETAIL, line)
         process.link.flush()
         try:
             messages = process.link.receive()
@@ -236,11 +234,8 @@ class Fleet:
             if kind == forking.READY:
                 worker.ready = value
                 self._say_losses()
-            elif kind == forking.DETAIL:
-                self._talk.detail(f"GPU {worker.device}: {value}")
-            elif value not in self._said:
-                self._said.add(value)
-                self._talk.always(value)
+            else:
+                self._chorus(process, kind, value)
 
     def _take(self, worker: Worker, first: int, data: bytearray) -> None:
         """The results of a group."""

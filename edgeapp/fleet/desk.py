@@ -32,11 +32,10 @@ class Ready:
 
 
 class Relay(Talk):
-    """Has the parent say it: what all workers say, once; details with the GPU."""
+    """In a worker: has the parent say it, which does so by a Chorus."""
 
-    def __init__(self, talk: Talk, device: int, link: forking.Link) -> None:
+    def __init__(self, talk: Talk, link: forking.Link) -> None:
         super().__init__(quiet=talk.quiet, debug=talk.debug)
-        self._device = device
         self._link = link
 
     def _write(self, text: str) -> None:
@@ -45,6 +44,21 @@ class Relay(Talk):
     def detail(self, text: str) -> None:
         if self.debug:
             self._link.tell(forking.DETAIL, text)
+
+
+class Chorus:
+    """In the parent: says what workers want said; what several say, once; details with the GPU."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._said: set[str] = set()
+
+    def __call__(self, process: forking.Process, kind: str, text: str) -> None:
+        if kind == forking.DETAIL:
+            self._talk.detail(f"{process.name}: {text}")
+        elif text not in self._said:
+            self._said.add(text)
+            self._talk.always(text)
 
 
 class Desk:
@@ -59,7 +73,7 @@ class Desk:
     def __init__(self, device: int, link: forking.Link, talk: Talk) -> None:
         self.device = device
         self.stop = Stop()
-        self.talk = Relay(talk, device, link)
+        self.talk = Relay(talk, link)
         self._link = link
         self._files: Source
         self._taken: deque[tuple[int, int]] = deque()
