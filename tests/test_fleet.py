@@ -568,7 +568,8 @@ def test_signal_ends_the_bench_and_its_processes(
 ) -> None:
     """In the middle of a block."""
     child = fleet.start("bench", "--engine", models / "classifier.onnx", "--input", pictures[0].parent,
-                        "--device", "all", "--duration", "600", stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                        "--device", "all", "--duration", "600",
+                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     until = time.monotonic() + SOON_S
     while len(workers := children(child.pid)) < 2 and time.monotonic() < until:
         time.sleep(0.01)
