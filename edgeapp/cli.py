@@ -373,7 +373,7 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
 
 
 def _one_gpu(name: str) -> errors.UsageError:
-    return errors.UsageError(f"edgeapp {name} uses one GPU", "--device names several", "choose one: --device 0")
+    return errors.UsageError(f"{name} uses one GPU", "--device names several", "choose one: --device 0")
 
 
 def _asked_about(given: argparse.Namespace) -> str:

@@ -170,7 +170,7 @@ OPTIONS = (
     Option("recursive", "look into the folders of folders too", None),
     Option("model_card", "the model card (default: STEM.json or model.json beside the engine)", name, metavar="FILE"),
     Option("device", "GPU number; run and bench take several, 0,2,3 or all: they share the inputs, results keep order",
-           gpus, "N", 0),
+           gpus, "N", 0, joined=","),
     Option("batch", "pictures per inference (default: what the engine was built for, else 1); auto: what its "
            "optimisation profile was tuned for", auto_or(integer(1, 4096)), "N|auto"),
     Option("tensorrt_library", "a libnvinfer_lean.so to use instead of those inside; its code runs", name,
@@ -322,6 +322,11 @@ class Settings:
     config: str | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def gpus(self) -> int | str | tuple[int, ...]:
+        """What --device was given: 0, (0, 2) or all."""
+        return self.device if self.devices is None else self.devices or "all"
 
 
 @dataclass(frozen=True)

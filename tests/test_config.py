@@ -58,6 +58,7 @@ def write(tmp_path: Path) -> Callable[[str | bytes], str]:
         ('size_wh = "640x480"', [640, 480]),
         ("size_wh = 320", [320, 320]),
         ('"top_k" = 3', 3),
+        ("device = [3]", 3),
         ('\ufefflabels = "é.txt"\r\n', "é.txt"),
     ],
 )
@@ -272,12 +273,12 @@ def test_show_prints_a_configuration_with_origins(program: Program, write: Calla
     """What is shown, read again, gives the same settings; in the frozen file, too."""
     path = write('engine = "é \\"x\\"\\t\\U0001F600.plan"\nmean = [0, 0.5, 1]\n')
     words = ("--config", path, "--top-k", "3")
-    done = program("config", "show", "--origin", *words, env={"EDGEAPP_DEVICE": "2"})
+    done = program("config", "show", "--origin", *words, env={"EDGEAPP_DEVICE": "2,0"})
     assert (done.returncode, done.stderr) == (0, "")
     rows = dict(line.rsplit("  # ", 1) for line in done.stdout.splitlines())
     rows = {key.strip(): origin for key, origin in rows.items()}
     assert rows["mean = [0.0, 0.5, 1.0]"] == f"{path}:2"
-    assert (rows["device = 2"], rows["top_k = 3"]) == ("EDGEAPP_DEVICE", "--top-k")
+    assert (rows["device = [2, 0]"], rows["top_k = 3"]) == ("EDGEAPP_DEVICE", "--top-k")
     assert rows["quiet = false"] == "default"
     assert rows["# batch has no value"] == "default"
 
@@ -286,7 +287,7 @@ def test_show_prints_a_configuration_with_origins(program: Program, write: Calla
     os.chmod(again, 0o600)
     if os.geteuid() == 0:  # else the options that let code run are refused, though they are off
         found = parse(["--config", again], {})
-        wanted = parse(list(words), {"EDGEAPP_DEVICE": "2"})
+        wanted = parse(list(words), {"EDGEAPP_DEVICE": "2,0"})
         assert {**vars(found), "config": None, "origins": None} == {**vars(wanted), "config": None, "origins": None}
 
 

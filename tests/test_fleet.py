@@ -490,8 +490,17 @@ def test_other_commands_take_one_gpu(source_program: Program, command: str) -> N
     for words, env in ((("--device", "0,1"), {}), ((), {"EDGEAPP_DEVICE": "all"})):
         done = source_program(command, *words, env=env)
         assert done.returncode == 64, done
-        assert f"edgeapp {command} uses one GPU" in done.stderr
+        assert f"edgeapp: {command} uses one GPU" in done.stderr
     assert source_program("runtimes", env={"EDGEAPP_DEVICE": "all"}).returncode == 0
+
+
+def test_service_takes_one_gpu(source_program: Program, tmp_path: Path) -> None:
+    """And `check` knows it before."""
+    (tmp_path / "c.toml").write_text('device = [0, 1]\nspool = "spool"\n')
+    for command in ("serve", "check"):
+        done = source_program(command, "--config", "c.toml")
+        assert done.returncode == 64, done
+        assert "serve uses one GPU" in done.stdout + done.stderr
 
 
 @pytest.mark.skipif(has_driver(), reason="there is a driver here")

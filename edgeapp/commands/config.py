@@ -39,7 +39,7 @@ def config(action: str, settings: Settings, *, origin: bool, as_json: bool) -> i
 def effective(settings: Settings) -> Iterator[tuple[Option, Any, str]]:
     """(option, value or None where there is none, where it came from) of every option, in their order."""
     for option in OPTIONS:
-        values = settings.card if option.card else vars(settings)
+        values = settings.card if option.card else vars(settings) | {"device": settings.gpus}
         value = values.get(option.name, option.default)
         yield option, None if value == () else value, settings.origins.get(option.name, "default")
 
