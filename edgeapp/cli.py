@@ -69,6 +69,30 @@ def _bench(given: argparse.Namespace, options: settings.Settings, stop: Stop, ta
     return bench(wanted_of(given), options, stop, talk)
 
 
+def _service(given: argparse.Namespace, options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.service import service
+
+    return service(given, options, stop, talk)
+
+
+def _update(file: str, options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.update import update
+
+    return update(file, options, stop, talk)
+
+
+def _rollback(_: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.update import rollback
+
+    return rollback(stop, talk)
+
+
+def _model(given: argparse.Namespace, options: settings.Settings, stop: Stop, talk: Talk) -> int:
+    from edgeapp.commands.models import model
+
+    return model(given, replace(options, engine=given.file), stop, talk)
+
+
 def _doctor(as_json: bool, options: settings.Settings, stop: Stop, talk: Talk) -> int:
     from edgeapp.commands.doctor import doctor
 
@@ -143,6 +167,10 @@ COMMANDS = {
     "check": "say everything that is wrong with a configuration, before anything is started; needs no GPU",
     "config": "show the settings and where each comes from, or print a configuration file to fill in",
     "golden": "keep in the model card what the model answers, so that it is recognised wherever it runs",
+    "service": "install the program as a service of systemd, remove it, look at it",
+    "model": "give the service another model, or the one before",
+    "update": "put another version of the program in place of the installed one",
+    "rollback": "go back to the version before the last update",
     "cache": "look at the folder into which this file unpacks itself: path, list, verify, clear",
     "self-test": "load everything that is inside, without a GPU: does this file fit this machine",
 }
@@ -319,6 +347,21 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         for word, text in GOLDEN_ACTIONS.items():
             action.add_argument(f"--{word}", dest="action", action="store_const", const=word, help=text)
         settings.add_options(parser, GOLDEN)
+    elif name == "service":
+        from edgeapp.commands.service import add_arguments as add_service_arguments
+
+        add_service_arguments(parser)
+        settings.add_options(parser, ("engine", "model_card", *settings.TRUSTED, "quiet", "debug"))
+    elif name == "model":
+        from edgeapp.commands.models import add_arguments as add_model_arguments
+
+        add_model_arguments(parser)
+        settings.add_options(parser, ("model_card", *settings.TRUSTED, "quiet", "debug"))
+    elif name == "update":
+        parser.add_argument("file", metavar="FILE", help="another edgeapp, for this kind of machine")
+        settings.add_options(parser, ("trust_key", "require_signature", "quiet", "debug"))
+    elif name == "rollback":
+        settings.add_options(parser, ("quiet", "debug"))
     elif name == "cache":
         parser.add_argument("action", choices=("path", "list", "verify", "clear"), help=CACHE_ACTIONS)
         parser.add_argument("--json", action="store_true", help="print JSON Lines")
@@ -352,6 +395,14 @@ def parse(words: Sequence[str]) -> tuple[Command, settings.Settings]:
         command = partial(_config, given)
     elif name == "golden":
         command = partial(_golden, given.action)
+    elif name == "service":
+        command = partial(_service, given)
+    elif name == "model":
+        command = partial(_model, given)
+    elif name == "update":
+        command = partial(_update, given.file)
+    elif name == "rollback":
+        command = _rollback
     elif name == "cache":
         command = partial(_cache, given.action, given.json)
     elif name == "self-test":

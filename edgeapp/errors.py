@@ -103,3 +103,13 @@ def unforeseen(error: Exception) -> EdgeappError:
         "this is a bug in edgeapp",
         "report it with the lines above",
     )
+
+
+def meaning(code: int) -> str:
+    """What an exit code says, in words."""
+    known = {0: "done", 1: "some inputs failed, the others are done", 70: "a bug in edgeapp"}
+    for kind in EdgeappError.__subclasses__():
+        known.setdefault(kind.exit_code, str(kind.__doc__).splitlines()[0].rstrip(".").lower())
+    if code > 128:
+        return f"ended by signal {code - 128}"
+    return known.get(code, "no code of edgeapp")

@@ -265,6 +265,8 @@ OPTIONS = (
 
 TRUSTING = tuple(option.name for option in OPTIONS if option.group == TRUST)
 """Options of every command that makes an engine of a user's file."""
+TRUSTED = tuple(option for option in TRUSTING if option not in ("plugin", "allow_host_code"))
+"""Those that say which files may run; the others say what a file may do."""
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,10 @@ BOOT_S, GONE_S = 30.0, 10.0
 PR_SET_PDEATHSIG = 1
 
 # Those of the units of systemd that a service depends on, and the journal.
-UNITS = """
+UNITS = """\
     basic.target exit.target final.target local-fs.target local-fs-pre.target multi-user.target network.target
     network-online.target paths.target shutdown.target slices.target sockets.target swap.target sysinit.target
-    timers.target umount.target systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket
-""".split()
+    timers.target umount.target systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket"""
 
 BOOT = r"""
 mount --make-rprivate /
@@ -92,7 +91,8 @@ umount -l .
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=other \
   SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/systemd/system:/.machine/units \
   SYSTEMD_GENERATOR_PATH=/.machine/none SYSTEMD_LOG_TARGET=console \
-  """ + f"{SYSTEMD} --system --unit=multi-user.target --log-level=warning\n"
+  /lib/systemd/systemd --system --unit=multi-user.target --log-level=warning
+"""
 
 
 def _own_death_signal() -> None:
@@ -159,7 +159,7 @@ class Machine:
         console = self._base.with_suffix(".console")
         binds = " ".join(f"{outside} {inside}" for outside, inside in self._binds.items())
         env = {
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "BASE": str(self._base), "UNITS": " ".join(UNITS),
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "BASE": str(self._base), "UNITS": UNITS,
             "BINDS": binds, "GROUP": str(self._group),
         }  # fmt: skip
         namespaces = "--mount --pid --fork --cgroup --uts --ipc --net --kill-child=KILL --propagation private"

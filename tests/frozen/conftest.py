@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import frozen_binary
+from support import ROOT, frozen_binary
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +41,36 @@ def lean_bundle(bundle: Path) -> Path:
     if flavour != "lean":
         pytest.skip(f"built with TensorRT {flavour}")
     return bundle
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty folder that everybody may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def tiny(binary: Path, place: Path) -> Callable[..., Path]:
+    """Makes one file of the real launcher and a shell script."""
+    data = binary.read_bytes()
+    (frames_at,) = struct.unpack_from("<Q", data, len(data) - 56)
+    launcher = place / "launcher"
+    launcher.write_bytes(data[:frames_at])
+
+    def make(script: str, name: str = "tiny", glibc: str = "") -> Path:
+        folder = place / f"{name}.folder"
+        (folder / "_internal").mkdir(parents=True)
+        (folder / "edgeapp").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "_internal" / "data").write_bytes(bytes(range(256)) * 1000)
+        (folder / "_internal" / "link").symlink_to("data")
+        if glibc:
+            (folder / "_internal" / "build.json").write_text(json.dumps({"glibc_floor": glibc}))
+        subprocess.run(
+            [sys.executable, ROOT / "hooks/launcher/pack.py", launcher, folder, place / name, place / "frames"],
+            env={"SOURCE_DATE_EPOCH": "1700000000"}, check=True,
+        )  # fmt: skip
+        return place / name
+
+    return make

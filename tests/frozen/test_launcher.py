@@ -18,8 +18,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,14 +34,6 @@ as_root = pytest.mark.skipif(ONE_USER, reason="needs root, to be two users")
 # Asked by another process, for qemu answers for its own.
 UNDER_QEMU = "qemu" in subprocess.check_output(["readlink", f"/proc/{os.getpid()}/exe"], text=True)
 not_under_qemu = pytest.mark.skipif(UNDER_QEMU, reason="qemu starts programs in its own way")
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """An empty folder that everybody may enter."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def start(binary: Path, *words: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
@@ -82,31 +72,6 @@ def warm(content: Path, place: Path) -> Path:
     shutil.copytree(content, cache / content.name, symlinks=True)
     (cache / "lock").touch(mode=0o600)
     return cache
-
-
-@pytest.fixture
-def tiny(binary: Path, place: Path) -> Callable[..., Path]:
-    """Makes one file of the real launcher and a shell script."""
-    data = binary.read_bytes()
-    (frames_at,) = struct.unpack_from("<Q", data, len(data) - 56)
-    launcher = place / "launcher"
-    launcher.write_bytes(data[:frames_at])
-
-    def make(script: str, name: str = "tiny", glibc: str = "") -> Path:
-        folder = place / f"{name}.folder"
-        (folder / "_internal").mkdir(parents=True)
-        (folder / "edgeapp").write_text(f"#!/bin/sh\n{script}\n")
-        (folder / "_internal" / "data").write_bytes(bytes(range(256)) * 1000)
-        (folder / "_internal" / "link").symlink_to("data")
-        if glibc:
-            (folder / "_internal" / "build.json").write_text(json.dumps({"glibc_floor": glibc}))
-        subprocess.run(
-            [sys.executable, ROOT / "hooks/launcher/pack.py", launcher, folder, place / name, place / "frames"],
-            env={"SOURCE_DATE_EPOCH": "1700000000"}, check=True,
-        )  # fmt: skip
-        return place / name
-
-    return make
 
 
 def in_namespace(script: str, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
