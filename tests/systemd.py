@@ -51,8 +51,9 @@ mkdir upper work root
 mount -t overlay -o "lowerdir=/,upperdir=$BASE/upper,workdir=$BASE/work" overlay root
 cd root
 
-# The services of the machine around are not started here.
+# The services of the machine around are not started here, and what is hidden is not seen.
 rm -rf etc/systemd/system
+for path in $HIDDEN; do rm -rf ".$path"; done
 mkdir -p etc/systemd/system .machine/upper .machine/units .machine/none
 for unit in $UNITS; do cp -L "lib/systemd/system/$unit" .machine/units; done
 sed -i '/^Requires=\|^Wants=/d; /^After=/s/=.*/=systemd-journald.service/' .machine/units/sysinit.target
@@ -109,19 +110,36 @@ def cgroup2() -> Path | None:
     return None
 
 
+def _remove_group(group: Path) -> bool:
+    """Remove a control group and those in it; whether nobody is in them any more."""
+    with contextlib.suppress(OSError):
+        for path, _, _ in os.walk(group, topdown=False):
+            os.rmdir(path)
+    return not group.exists()
+
+
 class Machine:
     """A booted systemd; a context manager.
 
     Args:
         binds: files and folders of the machine around, and where they are seen inside, changeable from both.
+        hidden: files and folders of the machine around that are not there inside.
+
+    Attributes:
+        pid: of process 1, as the machine around numbers it.
+        environment: of the commands that run inside.
     """
 
-    def __init__(self, binds: Mapping[str | Path, str] | None = None) -> None:
+    def __init__(self, binds: Mapping[str | Path, str] | None = None, hidden: Sequence[str] = ()) -> None:
         self._binds = dict(binds or {})
+        self._hidden = hidden
         self._group: Path | None = None
         self._base = Path()
         self._process: subprocess.Popen[bytes] | None = None
         self.pid = 0
+        self.environment = {
+            "PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"
+        }  # fmt: skip
 
     def __enter__(self) -> Machine:
         if os.geteuid() != 0:
@@ -133,6 +151,9 @@ class Machine:
         assert groups is not None
         self._base = Path(tempfile.mkdtemp(prefix="edgeapp-machine-"))
         try:
+            for left in groups.glob("edgeapp-machine-*"):  # by tests that were killed
+                if not Path("/proc", left.name.split("-")[2]).exists():
+                    _remove_group(left)
             self._group = groups / f"edgeapp-machine-{os.getpid()}-{self._base.name[-8:]}"
             try:
                 self._group.mkdir()
@@ -160,7 +181,7 @@ class Machine:
         binds = " ".join(f"{outside} {inside}" for outside, inside in self._binds.items())
         env = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "BASE": str(self._base), "UNITS": UNITS,
-            "BINDS": binds, "GROUP": str(self._group),
+            "BINDS": binds, "HIDDEN": " ".join(self._hidden), "GROUP": str(self._group),
         }  # fmt: skip
         namespaces = "--mount --pid --fork --cgroup --uts --ipc --net --kill-child=KILL --propagation private"
         with console.open("wb") as out:
@@ -199,15 +220,9 @@ class Machine:
             self._process.wait()
         if self._group is not None:
             until = time.monotonic() + GONE_S
-            while True:
-                try:
-                    for path, _, _ in os.walk(self._group, topdown=False):
-                        os.rmdir(path)
-                    break
-                except OSError:
-                    if time.monotonic() > until:
-                        raise
-                    time.sleep(0.02)
+            while not _remove_group(self._group):
+                assert time.monotonic() < until, f"processes are left in {self._group}"
+                time.sleep(0.02)
         if self._base.is_dir():
             self._base.rmdir()  # it was mounted over inside only
 
@@ -225,10 +240,9 @@ class Machine:
         input: str = "",
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a command inside to its end, as root, with an environment of its own."""
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", **(env or {})}
         done = subprocess.run(
-            self.command(*words), env=environment, capture_output=True, text=True, check=False, timeout=timeout,
-            input=input,
+            self.command(*words), env={**self.environment, **(env or {})}, capture_output=True, text=True,
+            check=False, timeout=timeout, input=input,
         )  # fmt: skip
         if check and done.returncode:
             raise AssertionError(f"{words} ended with {done.returncode}\n{done.stdout}{done.stderr}")

@@ -56,7 +56,7 @@ def rollback(stop: Stop, talk: Talk) -> int:
     versions = program.versions()
     with versions.alone():
         stop.check()
-        program.ask(versions.path(versions.state().previous) / "edgeapp", "--version", limit_s=program.VERSION_S)
+        program.ask(versions.path(versions.earlier()) / "edgeapp", "--version", limit_s=program.VERSION_S)
         _switch(versions.rollback(), talk)
     return 0
 

@@ -119,6 +119,15 @@ class Versions:
                 os.unlink(self.folder / link)
         _sync(self.folder)
 
+    def earlier(self) -> str:
+        """The name of the version before; NotFoundError if there is none."""
+        state = self.state()
+        if state.previous in ("", state.current):
+            raise errors.NotFoundError(
+                f"there is nothing to go back to in {self.folder}", "no version before the current one is kept", ""
+            )
+        return state.previous
+
     def rollback(self) -> State:
         """Exchange the current version and the one before; gives what was before.
 
@@ -126,11 +135,7 @@ class Versions:
             NotFoundError: there is none before.
         """
         before = self.state()
-        if before.previous in ("", before.current):
-            raise errors.NotFoundError(
-                f"there is nothing to go back to in {self.folder}", "no version before the current one is kept", ""
-            )
-        self._link(CURRENT, before.previous)
+        self._link(CURRENT, self.earlier())
         if before.current:
             self._link(PREVIOUS, before.current)
         return before

@@ -1,0 +1,366 @@
+"""`edgeapp service`, `update` and `model` under a real systemd, in a machine that is thrown away (tests/systemd.py).
+
+EDGEAPP_CAMPAIGN=1 (`./build.sh campaign service`) kills an update at every step. Where a test says stand-in, the file
+is the real launcher with a shell script inside, which gives the words service, update, rollback and model to the real
+program and does the rest itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import struct
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import ROOT, write_keys, write_signature
+from systemd import Machine
+
+pytestmark = [pytest.mark.frozen, pytest.mark.timeout(3600)]
+CAMPAIGN = os.environ.get("EDGEAPP_CAMPAIGN") == "1"
+UNIT = "edgeapp.service"
+CURRENT = "/opt/edgeapp/current"
+MODEL = "/opt/edgeapp/models/model/current"
+
+BACKUPS = [f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")]
+"""What useradd and userdel keep of the account database of before; nobody's leftover."""
+
+SCRIPT = """
+case "$1" in
+--version) echo '{{"edgeapp": "{version}"}}' ;;
+self-test) {self_test} ;;
+serve | ctl)
+  export PYTHONHOME=/src/python LD_LIBRARY_PATH=/src/python/lib
+  exec /src/python/bin/{python} -S /src/standin_serve.py {how} "$@" ;;
+*) exec /src/real/edgeapp "$@" ;;
+esac"""
+
+OURS = ["/opt/edgeapp", "/etc/edgeapp", "/var/lib/edgeapp", "/var/cache/edgeapp", "/usr/local/bin/edgeapp"]
+
+Make = Callable[..., Path]
+READY = ("ready", "exit 0")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """What the machine sees as /src/files."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def standin(tiny: Make, folder: Path) -> Make:
+    """Makes a stand-in, once: the path of it inside."""
+
+    def make(version: str, how: str = "ready", self_test: str = "exit 0") -> Path:
+        script = SCRIPT.format(version=version, how=how, self_test=self_test, python=f"python3.{sys.version_info[1]}")
+        name = f"edgeapp-{version}" + (f"-{zlib.crc32(script.encode()):x}" if (how, self_test) != READY else "")
+        if not (folder / name).exists():
+            shutil.copy(tiny(script, name), folder)
+        return Path("/src/files") / name
+
+    return make
+
+
+@pytest.fixture
+def machine(content: Path, folder: Path) -> Iterator[Machine]:
+    """A machine with the real program, unpacked, as /src/real, and a Python for the stand-in."""
+    places = {
+        content: "/src/real",
+        sys.base_prefix: "/src/python",
+        ROOT / "tests/frozen/standin_serve.py": "/src/standin_serve.py",
+        folder: "/src/files",
+        ROOT / "edgeapp/data/demo": "/src/demo",
+    }
+    with Machine(places, hidden=OURS) as machine:
+        machine.environment["HOME"] = "/run/root"  # what a file unpacks that is started before it is installed
+        machine.run("mkdir", "/run/root", check=True)
+        yield machine
+
+
+@pytest.fixture
+def installed(machine: Machine, standin: Make) -> Machine:
+    """A machine with stand-in 1.0 as a running service."""
+    machine.run(standin("1.0"), "service", "install", "--engine", "/src/demo/model.onnx", check=True)
+    machine.wait(UNIT, ActiveState="active")
+    return machine
+
+
+def held(machine: Machine) -> str:
+    """The version of the current program."""
+    return str(json.loads(machine.run(f"{CURRENT}/edgeapp", "--version", check=True).stdout)["edgeapp"])
+
+
+def runs(machine: Machine) -> str:
+    """The file of the program that the service runs now, as it said itself."""
+    machine.wait(UNIT, ActiveState="active")
+    return re.findall(r"stand-in: \S*/versions/(\S+?)-\w+/edgeapp", machine.journal(UNIT))[-1]
+
+
+def test_install_runs_the_program_and_purge_leaves_nothing(machine: Machine, standin: Make) -> None:
+    """Ready as its own user, in a unit that systemd finds no fault with; afterwards no file is new, changed or gone."""
+    before = machine.changes(without=BACKUPS)
+    file = standin("1.0")
+    done = machine.run(file, "service", "install", "--engine", "/src/demo/model.onnx", check=True)
+    found = machine.wait(UNIT, ActiveState="active", SubState="running", UnitFileState="enabled", NRestarts="0")
+    assert machine.show(UNIT, "StatusText") == {"StatusText": "0.0 a second, 0 waiting"}, (done, found)
+    verify = machine.run("systemd-analyze", "verify", "--man=no", UNIT)
+    assert (verify.returncode, verify.stderr) == (0, ""), verify
+    main = machine.show(UNIT, "MainPID")["MainPID"]
+    assert machine.run("ps", "-o", "user=", "-p", main).stdout.strip() == "edgeapp"
+    assert held(machine) == "1.0"
+    assert machine.run("readlink", "-f", "/usr/local/bin/edgeapp").stdout.startswith("/opt/edgeapp/versions/1.0-")
+    assert machine.run("stat", "-c", "%U %a", "/var/lib/edgeapp/in").stdout == "edgeapp 2770\n"
+    assert not machine.path("/var/cache/edgeapp").joinpath("lock").exists(), "it unpacked itself once more"
+    assert len(machine.changes(without=BACKUPS)) > len(before) + 10
+
+    again = machine.run("edgeapp", "service", "install", check=True)
+    assert "useradd" not in again.stderr
+    machine.wait(UNIT, ActiveState="active")
+    machine.run("edgeapp", "service", "uninstall", "--purge", check=True)
+    assert machine.changes(without=BACKUPS) == before
+    assert machine.show(UNIT, "LoadState") == {"LoadState": "not-found"}
+    assert machine.run("id", "edgeapp").returncode == 1
+    assert not machine.path("/run/edgeapp").exists()
+    machine.run(file, "service", "uninstall", "--purge", check=True)
+    assert machine.changes(without=BACKUPS) == before
+
+
+def test_uninstall_keeps_config_state_and_models(installed: Machine) -> None:
+    """Without --purge an installation afterwards finds all of it."""
+    installed.run("sh", "-c", "echo '# mine' >>/etc/edgeapp/config.toml; echo x >/var/lib/edgeapp/in/x.jpg", check=True)
+    installed.run("edgeapp", "service", "uninstall", check=True)
+    assert installed.show(UNIT, "LoadState", "ActiveState") == {"LoadState": "not-found", "ActiveState": "inactive"}
+    assert os.listdir(installed.path("/opt/edgeapp")) == ["models"]
+    assert not os.path.lexists(installed.path("/usr/local/bin/edgeapp"))
+    installed.run("/src/files/edgeapp-1.0", "service", "install", check=True)
+    installed.wait(UNIT, ActiveState="active")
+    assert installed.path("/etc/edgeapp/config.toml").read_text().endswith("# mine\n")
+    assert installed.run("stat", "-c", "%U", "/var/lib/edgeapp/in").stdout == "edgeapp\n"
+    assert installed.path("/var/lib/edgeapp/in/x.jpg").exists()
+    assert installed.run("cmp", f"{MODEL}/model.onnx", "/src/demo/model.onnx").returncode == 0
+
+
+def test_dry_run_as_root_changes_nothing(machine: Machine, standin: Make) -> None:
+    """Neither a file nor a unit."""
+    before = machine.changes()
+    file = standin("1.0")
+    machine.run(file, "service", "install", "--dry-run", check=True)
+    machine.run(file, "service", "uninstall", "--dry-run", "--purge", check=True)
+    assert machine.changes() == before
+
+
+def test_purge_keeps_a_user_and_a_command_that_are_not_its_own(machine: Machine, standin: Make) -> None:
+    """A user edgeapp and a file /usr/local/bin/edgeapp of before are left as they were."""
+    machine.run("useradd", "--system", "--comment", "somebody", "edgeapp", check=True)
+    machine.write("/usr/local/bin/edgeapp", "mine")
+    before = machine.changes(without=BACKUPS)
+    machine.run(standin("1.0"), "service", "install", "--no-start", check=True)
+    machine.run("/src/files/edgeapp-1.0", "service", "uninstall", "--purge", check=True)
+    assert machine.changes(without=BACKUPS) == before
+    assert machine.run("id", "edgeapp").returncode == 0
+
+
+def test_install_without_a_model_says_what_is_next(machine: Machine, standin: Make) -> None:
+    """It is not started in vain; the model makes it complete."""
+    done = machine.run(standin("1.0"), "service", "install", check=True)
+    assert "edgeapp model install FILE" in done.stderr
+    assert machine.show(UNIT, "ActiveState") == {"ActiveState": "inactive"}
+    done = machine.run("edgeapp", "model", "install", "/src/demo/model.onnx", check=True)
+    assert 'names another engine; this one is engine = "/opt/edgeapp/models/model/current/model.onnx"' in done.stderr
+    assert machine.run("edgeapp", "service", "status").returncode == 1
+
+
+def test_exit_code_decides_whether_it_is_started_again(installed: Machine) -> None:
+    """What a restart cannot heal ends the service at once, the rest after 8 starts; status tells the code's meaning."""
+    installed.write("/etc/systemd/system/edgeapp.service.d/x.conf", "[Service]\nRestartSec=50ms\n")
+    installed.run("systemctl", "daemon-reload", check=True)
+    for code, restarts, meaning in (
+        (64, "0", "the command line is wrong"), (66, "0", "a named file does not exist"),
+        (78, "0", "a model card, a setting or a signature is wrong"), (75, "8", "the cuda context is broken"),
+    ):  # fmt: skip
+        installed.write("/var/lib/edgeapp/exit", str(code))
+        installed.run("systemctl", "reset-failed", UNIT)
+        assert installed.run("systemctl", "restart", UNIT).returncode != 0
+        installed.wait(UNIT, ActiveState="failed", Result="exit-code", NRestarts=restarts, ExecMainStatus=str(code))
+        status = installed.run("edgeapp", "service", "status")
+        assert (status.returncode, f"ended with {code}: {meaning}" in status.stdout) == (1, True), status
+
+
+def test_status_and_logs_of_a_running_service(installed: Machine) -> None:
+    """What systemd knows, what the service says, and its journal."""
+    done = installed.run("edgeapp", "service", "status", "--json", check=True)
+    status = json.loads(done.stdout)
+    assert status["state"] == "active (running)"
+    assert (status["at_boot"], status["restarts"], status["ended_last"]) == ("enabled", 0, None)
+    assert status["answer"] == "stand-in: 0 waiting"
+    assert "0.0 a second" in installed.run("edgeapp", "service", "status", check=True).stdout
+    assert "stand-in: /opt/edgeapp/" in installed.run("edgeapp", "service", "logs", "--lines", "100", check=True).stdout
+    installed.run("systemctl", "stop", UNIT, check=True)
+    assert installed.show(UNIT, "Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
+    installed.run("edgeapp", "service", "uninstall", "--purge", check=True)
+    assert installed.run("/src/files/edgeapp-1.0", "service", "status").returncode == 66
+
+
+# ---- update and rollback
+
+
+def test_update_and_rollback_switch_the_running_service(installed: Machine, standin: Make) -> None:
+    """The new program runs, then the old one, then the new one again; never more than two are kept."""
+    installed.run("edgeapp", "update", standin("2.0"), check=True)
+    assert (held(installed), runs(installed)) == ("2.0", "2.0")
+    for version in ("1.0", "2.0"):
+        installed.run("edgeapp", "rollback", check=True)
+        assert (held(installed), runs(installed)) == (version, version)
+    installed.run("edgeapp", "update", standin("3.0"), check=True)
+    assert sorted(name.split("-")[0] for name in os.listdir(installed.path("/opt/edgeapp/versions"))) == ["2.0", "3.0"]
+    done = installed.run("edgeapp", "update", "/src/files/edgeapp-3.0", check=True)
+    assert "current version already" in done.stderr
+
+
+def test_update_that_does_not_become_ready_goes_back_by_itself(installed: Machine, standin: Make) -> None:
+    """Tried twice; then the program of before runs again, and the other one is gone."""
+    done = installed.run("edgeapp", "update", standin("2.0", "dies"))
+    assert done.returncode == 71, done
+    assert "did not become ready, twice; 1.0-" in done.stderr
+    assert "it ended with 1: " in done.stderr
+    assert (held(installed), runs(installed)) == ("1.0", "1.0")
+    assert len(os.listdir(installed.path("/opt/edgeapp/versions"))) == 1
+    assert installed.run("edgeapp", "rollback").returncode == 66
+
+
+def test_update_of_a_stopped_service_starts_nothing(installed: Machine, standin: Make) -> None:
+    """The program is another one, the service stays stopped."""
+    installed.run("systemctl", "stop", UNIT, check=True)
+    installed.run("edgeapp", "update", standin("2.0"), check=True)
+    assert held(installed) == "2.0"
+    assert installed.show(UNIT, "ActiveState") == {"ActiveState": "inactive"}
+
+
+def test_update_refuses_what_does_not_run_here(installed: Machine, standin: Make, folder: Path) -> None:
+    """Cut short, another machine's, no program, no edgeapp, one that fails its self-test; nothing is changed."""
+    good = folder / Path(standin("2.0")).name
+    data = good.read_bytes()
+    (frames_at,) = struct.unpack_from("<Q", data, len(data) - 56)
+    files = {
+        "cut": data[: len(data) // 2], "short": data[:-1], "empty": b"", "text": b"#!/bin/sh\necho\n",
+        "foreign": data[:18] + (183 if data[18] == 62 else 62).to_bytes(2, "little") + data[20:],
+        "true": Path("/bin/true").read_bytes(), "damaged": data[: frames_at + 9] + bytes(9) + data[frames_at + 18 :],
+    }  # fmt: skip
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    before = installed.changes()
+    for name, said in {
+        "cut": "cut short", "short": "cut short", "empty": "no program", "text": "no program", "foreign": "aarch64",
+        "true": "no edgeapp", "damaged": "ended with 74", "missing": "no such file",
+    }.items():  # fmt: skip
+        done = installed.run("edgeapp", "update", f"/src/files/{name}")
+        assert (done.returncode, said in done.stderr) == (66 if name == "missing" else 65, True), (name, done)
+    done = installed.run("edgeapp", "update", standin("4.0", self_test="echo no glibc >&2; exit 71"))
+    assert (done.returncode, "self-test ended with 71" in done.stderr) == (65, True), done
+    done = installed.run("edgeapp", "update", "/src")
+    assert done.returncode == 74, done
+    assert {k for k in installed.changes().items() ^ before.items() if "/cache/" not in k[0]} == set()
+    assert runs(installed) == "1.0"
+
+
+def test_update_is_signed_where_keys_are_installed(installed: Machine, standin: Make, folder: Path) -> None:
+    """A wrong signature and, if one is required, a missing one are refused before the file is run."""
+    key = write_keys(folder / "maker")
+    shutil.copy(folder / "maker.pub", installed.path("/etc/edgeapp/keys.d"))
+    file = folder / Path(standin("2.0")).name
+    done = installed.run("edgeapp", "update", "/src/files/edgeapp-2.0", "--require-signature")
+    assert (done.returncode, "not signed" in done.stderr) == (78, True), done
+    signature = write_signature(file, folder / "maker.key")
+    right = signature.read_bytes()
+    shutil.copy(standin("3.0").name and folder / "edgeapp-3.0", folder / "other")
+    signature.write_bytes(write_signature(folder / "other", folder / "maker.key").read_bytes())
+    done = installed.run("edgeapp", "update", "/src/files/edgeapp-2.0")
+    assert (done.returncode, "signature" in done.stderr) == (78, True), done
+    assert held(installed) == "1.0"
+    signature.write_bytes(right)
+    done = installed.run("edgeapp", "update", "/src/files/edgeapp-2.0", "--require-signature", check=True)
+    assert str(key) in done.stderr
+    assert runs(installed) == "2.0"
+
+
+# ---- models
+
+
+def test_model_is_switched_and_what_the_service_refuses_goes_back(installed: Machine, folder: Path) -> None:
+    """Engine, card and signature go together; the one before stays for rollback."""
+    shutil.copy(ROOT / "edgeapp/data/demo/model.onnx", folder / "new.onnx")
+    card = json.loads((ROOT / "edgeapp/data/demo/model.json").read_text())
+    cards = {name: {**card, "labels": [name, *card["labels"][1:]]} for name in ("good", "bad")}
+    first = installed.path(f"{MODEL}/model.json").read_text()
+
+    (folder / "new.json").write_text(json.dumps(cards["good"]))
+    installed.run("edgeapp", "model", "install", "/src/files/new.onnx", check=True)
+    second = installed.path(f"{MODEL}/model.json").read_text()
+    assert json.loads(second)["labels"][0] == "good"
+
+    (folder / "new.json").write_text(json.dumps(cards["bad"]))
+    done = installed.run("edgeapp", "model", "install", "/src/files/new.onnx")
+    assert (done.returncode, "golden output differs" in done.stderr) == (65, True), done
+    assert installed.path(f"{MODEL}/model.json").read_text() == second
+    for expected in (first, second):
+        installed.run("edgeapp", "model", "rollback", check=True)
+        assert installed.path(f"{MODEL}/model.json").read_text() == expected
+    assert len(os.listdir(installed.path("/opt/edgeapp/models/model/versions"))) == 2
+    assert installed.show(UNIT, "NRestarts", "ActiveState") == {"NRestarts": "0", "ActiveState": "active"}
+
+
+def test_model_that_is_none_is_refused(installed: Machine, folder: Path) -> None:
+    """No file, no model, a wrong digest: the model stays."""
+    before = installed.changes()
+    (folder / "text.onnx").write_text("no model")
+    for words, code in (
+        (["/src/files/missing.onnx"], 66), (["/src/files/text.onnx"], 65), (["/src/files"], 65),
+        (["/src/demo/model.onnx", "--engine-sha256", "0" * 64], 78),
+        (["/src/demo/model.onnx", "--require-signature"], 78),
+    ):  # fmt: skip
+        done = installed.run("edgeapp", "model", "install", *words)
+        assert done.returncode == code, (words, done)
+    assert installed.changes() == before
+
+
+# ---- killed
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
+def test_killed_update_leaves_a_program_that_runs(installed: Machine, standin: Make) -> None:
+    """SIGKILL of the update at a system call, or of what it started; the service starts, and the next update goes."""
+    new = [standin("2.0"), standin("3.0")]
+    calls = ["rename", "symlink", "unlink", "fsync", "mkdir", "openat", "execve", "vfork", "sendto", "unlinkat"]
+    points = [(call, n) for call in calls for n in range(1, 200 if CAMPAIGN else 20)]
+    if not CAMPAIGN:
+        points = [("rename", 1), ("rename", 2), ("symlink", 1), ("symlink", 2), *random.sample(points, 3)]
+    killed, over = 0, set()
+    for call, number in points:
+        if call in over:
+            continue
+        file = next(file for file in new if not file.name.endswith(held(installed)))
+        options = ["-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=SIGKILL:when={number}"]
+        done = installed.run("strace", *options, "edgeapp", "update", file)
+        if done.returncode == 0:
+            over.add(call)
+        killed += done.returncode != 0
+        assert held(installed) in ("1.0", "2.0", "3.0"), (call, number)
+        installed.run("systemctl", "reset-failed", UNIT)
+        installed.run("systemctl", "restart", UNIT, check=True)
+        assert runs(installed) == held(installed), (call, number)
+    assert killed >= 4
+    file = next(file for file in new if not file.name.endswith(held(installed)))
+    installed.run("edgeapp", "update", file, check=True)
+    assert held(installed) == file.name.removeprefix("edgeapp-")
+    names = os.listdir(installed.path("/opt/edgeapp/versions"))
+    assert len(names) == 2
+    assert not [name for name in names if name.startswith(".")]
