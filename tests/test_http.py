@@ -24,7 +24,8 @@ from PIL import Image
 from edgeapp import errors
 from edgeapp.records import Detection, Frame, Result
 from edgeapp.service import metrics
-from edgeapp.service.http import Address, Response, Server, parse_address
+from edgeapp.service.http import Response, Server
+from edgeapp.service.listening import Address, parse_address
 from edgeapp.service.pages import Pages
 from edgeapp.service.state import State
 from edgeapp.service.storms import EventLog

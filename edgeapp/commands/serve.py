@@ -180,7 +180,8 @@ class Service:
         if self._metrics_file is None and (runtime := os.environ.get("RUNTIME_DIRECTORY")):
             self._metrics_file = os.path.join(runtime, "metrics.prom")
         if settings.http is not None:
-            from edgeapp.service.http import Server, parse_address
+            from edgeapp.service.http import Server
+            from edgeapp.service.listening import parse_address
             from edgeapp.service.pages import Pages
 
             still_s = max(STILL_PROBES * self._source.probe_s, START_PATIENCE_S)
