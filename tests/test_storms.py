@@ -187,13 +187,13 @@ def test_it_is_a_talk(book: Book) -> None:
 def test_json_line_has_its_keys(book: Book) -> None:
     """Time in UTC with milliseconds, level, event, message, fields."""
     book.log().event(
-        "reload", "b.plan serves", level="warning", why="asked for", digest="ab", n=3, x=1.5, bad=float("nan")
+        "reload", "b.plan serves", level="warning", why="asked for", reason="word", digest="ab", n=3, x=1.5, bad=float("nan")
     )
     (line,) = book.lines
     assert list(line) == ["time", "level", "event", "message", "fields"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(line["time"]))
     assert (line["level"], line["event"], line["message"]) == ("warning", "reload", "b.plan serves")
-    assert line["fields"] == {"why": "asked for", "digest": "ab", "n": 3, "x": 1.5, "bad": "nan"}
+    assert line["fields"] == {"why": "asked for", "reason": "word", "digest": "ab", "n": 3, "x": 1.5, "bad": "nan"}
 
 
 def test_journal_line_has_its_priority(book: Book) -> None:

@@ -177,12 +177,9 @@ class EventLog(Talk):
             why, fix: cause and cure.
             fields: values for programs, in JSON only.
         """
-        if self.quiet and PRIORITIES[level] > PRIORITIES["error"]:
-            return
-        event = Event(kind, message, level, why, fix, fields)
-        with self._lock:
-            for said in self._storms.admit(event, reason or why, self._clock()):
-                self._say(said)
+        if reason:
+            fields = {"reason": reason, **fields}
+        self._limited(Event(kind, message, level, why, fix, fields), reason or why)
 
     def error(self, error: EdgeappError) -> None:
         """Say an error; those of one class and cause are of one kind."""
@@ -192,7 +189,7 @@ class EventLog(Talk):
 
     def note(self, text: str) -> None:
         for line in text.splitlines():
-            self.event("note", line, reason=line)
+            self._limited(Event("note", line), line)
 
     def always(self, text: str) -> None:
         self._unlimited(text, "info")
@@ -217,6 +214,13 @@ class EventLog(Talk):
     def progress(self, total: int | None) -> Iterator[Progress]:  # noqa: ARG002
         """No bar: a service has no end to count to."""
         yield Progress(None, 0)
+
+    def _limited(self, event: Event, reason: str) -> None:
+        if self.quiet and PRIORITIES[event.level] > PRIORITIES["error"]:
+            return
+        with self._lock:
+            for said in self._storms.admit(event, reason, self._clock()):
+                self._say(said)
 
     def _unlimited(self, text: str, level: str) -> None:
         with self._lock:
