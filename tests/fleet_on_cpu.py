@@ -23,6 +23,7 @@ from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
 
 work = several._work
+first_ready = fleet.Fleet.first_ready
 
 
 def resolved(settings: Settings, _: Stop) -> Settings:
@@ -30,6 +31,13 @@ def resolved(settings: Settings, _: Stop) -> Settings:
     if settings.devices is None:
         return settings
     return replace(settings, devices=settings.devices or tuple(range(int(os.environ["FLEET_GPUS"]))))
+
+
+def all_ready(self: fleet.Fleet) -> fleet.Ready:
+    """The work begins when all can, so that none is done before the one that a test is about has a share."""
+    while any(worker.process is not None and worker.ready is None for worker in self.workers):
+        self._step()
+    return first_ready(self)
 
 
 def misbehave(settings: Settings, total: int | None, desk: Desk) -> None:
@@ -68,6 +76,7 @@ def misbehave(settings: Settings, total: int | None, desk: Desk) -> None:
 if __name__ == "__main__":
     several.resolved = resolved
     several._work = misbehave
+    fleet.Fleet.first_ready = all_ready  # type: ignore[method-assign]
     fleet.MOST_HELD_BYTES = int(os.environ.get("FLEET_HELD", fleet.MOST_HELD_BYTES))
     fleet.MOST_AHEAD = int(os.environ.get("FLEET_AHEAD", fleet.MOST_AHEAD))
     cli.main()

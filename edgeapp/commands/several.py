@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from edgeapp import cores, errors, forking, plan
+from edgeapp import cores, errors, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands.opening import chosen, open_to_run
 from edgeapp.log import Talk
@@ -32,6 +32,8 @@ def resolved(settings: Settings, stop: Stop) -> Settings:
     """
     if settings.devices is None:
         return settings
+    from edgeapp import forking  # late: a run on one GPU does without
+
     assert settings.engine is not None
     if not os.path.isdir(settings.engine) and plan.identify(settings.engine).kind != plan.PLAN:
         raise errors.UsageError(
