@@ -525,6 +525,10 @@ campaign() { # campaign NAME
       EDGEAPP_FUZZ=100000 EDGEAPP_FUZZ_SEED=$RANDOM run "$VENV/bin/python" -m pytest -v -o timeout=3600 \
         tests/test_plan.py -k mutated
       ;;
+    durability) # killed and refused at every call of the write path, and power cuts
+      setup
+      EDGEAPP_CAMPAIGN=1 run "$VENV/bin/python" -m pytest -v tests/test_durability.py
+      ;;
     aarch64) # the launcher's tests where the file for aarch64 was made, under qemu
       local users=''
       [[ -f dist/edgeapp-aarch64 ]] || aarch64
@@ -532,7 +536,7 @@ campaign() { # campaign NAME
       $users in_tree bookworm-arm64 env EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_BINARY=/src/edgeapp/dist/edgeapp \
         build/venv-3.11/bin/python -m pytest -v -p no:cacheprovider tests/frozen/test_launcher.py
       ;;
-    *) usage "campaign is launcher, start, reproducible, inspect or aarch64" ;;
+    *) usage "campaign is launcher, start, reproducible, inspect, durability or aarch64" ;;
   esac
 }
 
@@ -563,6 +567,7 @@ usage: ./build.sh [VERB]
                   start: how fast it starts, beside PyInstaller's onedir and onefile
                   reproducible: two builds in two folders are the same to the byte (12 min)
                   inspect: 100,000 damaged model files (5 min)
+                  durability: killed at every call of the write path, refused calls, 2,000 power cuts (an hour)
                   aarch64: the launcher's tests for the aarch64 file, under qemu
   check    lint, test, smoke: what CI runs
   clean    removes what was built here, not ~/.cache/edgeapp-build with the compiled PyCUDA

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from serving import Spool, serving
 from support import ROOT, Program, write_keys, write_signature
 from test_bootstrap import has_driver
 
@@ -25,7 +26,8 @@ from edgeapp.cpu.engine import CpuEngine
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
-EDGEAPP = [c for c in COMMANDS if "edgeapp " in c]
+SERVICE = [c for c in COMMANDS if "--spool " in c]
+EDGEAPP = [c for c in COMMANDS if "edgeapp " in c and c not in SERVICE]
 BUILD = [c for c in COMMANDS if c.startswith("./build.sh")]
 
 
@@ -58,7 +60,7 @@ def test_readme_has_commands() -> None:
     """The patterns above find what they are for."""
     assert len(EDGEAPP) >= 8
     assert len(BUILD) >= 8
-    assert len(EDGEAPP) + len(BUILD) == len([c for c in COMMANDS if c])
+    assert len(EDGEAPP) + len(BUILD) + len(SERVICE) == len([c for c in COMMANDS if c])
 
 
 @pytest.mark.parametrize("command", EDGEAPP)
@@ -85,6 +87,17 @@ def test_edgeapp_command_runs(program: Program, bench: Path, command: str) -> No
     assert plan_without_gpu or all((bench / name).exists() for name in written)
 
 
+def test_commands_of_a_service_run(program: Program, tmp_path: Path) -> None:
+    """The first serves until it is told to end, the others ask it."""
+    spool, model_file = Spool(tmp_path / "spool"), ROOT / "edgeapp" / "data" / "demo" / "model.onnx"
+    first, *others = [shlex.split(c.replace("/srv/parts", str(spool.root)))[1:] for c in SERVICE]
+    assert first[:3] == ["serve", "--engine", "model.plan"]
+    with serving(program, spool, engine=model_file) as it:
+        for words in others:
+            assert program(*words).returncode == 0, words
+        assert it.stop() == 0
+
+
 @pytest.mark.parametrize("command", BUILD)
 def test_build_command_exists(command: str) -> None:
     """build.sh knows every verb and flag that the README names; continuous integration runs them for real.
@@ -101,6 +114,7 @@ def test_every_flag_of_the_readme_exists() -> None:
     """No flag is shown that the program does not have (TensorRT's and build.sh's own aside)."""
     known = {option.flag for option in settings.OPTIONS} | {"--help", "--version", "--json", "--sbom", "--licenses"}
     known |= {"--key", "--passphrase-file", "--origin", "--write", "--check"}  # of sign, config and golden alone
+    known |= {"--wait"}  # of ctl
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     known |= {flag for action in parser._actions for flag in action.option_strings}  # of bench

@@ -187,7 +187,15 @@ def test_it_is_a_talk(book: Book) -> None:
 def test_json_line_has_its_keys(book: Book) -> None:
     """Time in UTC with milliseconds, level, event, message, fields."""
     book.log().event(
-        "reload", "b.plan serves", level="warning", why="asked for", reason="word", digest="ab", n=3, x=1.5, bad=float("nan")
+        "reload",
+        "b.plan serves",
+        level="warning",
+        why="asked for",
+        reason="word",
+        digest="ab",
+        n=3,
+        x=1.5,
+        bad=float("nan"),
     )
     (line,) = book.lines
     assert list(line) == ["time", "level", "event", "message", "fields"]
