@@ -353,24 +353,22 @@ def add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = N
             extra["action"] = "store_true" if plain else argparse.BooleanOptionalAction
         else:
             extra["metavar"] = option.metavar
-            extra["type"] = _typed(option)
+            extra["type"] = typed(option.parse)
             if option.many:
                 extra.update(nargs="+", action="extend")
         groups[option.group].add_argument(option.flag, **extra)
 
 
-def _typed(option: Option) -> Callable[[str], Any]:
-    """The option's parser, raising what argparse turns into a message."""
-    assert option.parse is not None
-    parse = option.parse
+def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The same parser, raising what argparse turns into a message with its reason."""
 
-    def typed(text: str) -> Any:
+    def checked(text: str) -> Any:
         try:
             return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
-    return typed
+    return checked
 
 
 def from_arguments(

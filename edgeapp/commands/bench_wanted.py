@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from edgeapp import errors
-from edgeapp.settings import choice, integer, name, number
+from edgeapp.settings import choice, integer, name, number, typed
 
 MODES = ("engine", "copies", "pixels", "frames", "files", "tutorial")
 
@@ -41,31 +39,31 @@ class Wanted:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that only the bench has."""
     group = parser.add_argument_group("what is measured")
-    group.add_argument("--mode", nargs="+", type=_word(choice(*MODES)), metavar="MODE", default=None,
+    group.add_argument("--mode", nargs="+", type=typed(choice(*MODES)), metavar="MODE", default=None,
                        help="engine: alone, back to back; copies: with inputs and outputs; pixels: with "
                        "preprocessing on the GPU; frames: decoded pictures "
                        "through the whole pipeline; files: from the files on; tutorial: the loop of the tutorials "
                        "(default: all that --input allows)")  # fmt: skip
     group.add_argument("--compare", action="store_true", help="with the tutorials' loop on the same pictures")
-    group.add_argument("--shapes", metavar="NAME:NxCxHxW[,...]", type=_word(_shapes), default=(),
+    group.add_argument("--shapes", metavar="NAME:NxCxHxW[,...]", type=typed(_shapes), default=(),
                        help="input shapes; the first dimension is the batch")  # fmt: skip
-    group.add_argument("--duration", metavar="S", type=_word(number(0.05, 86_400)), default=3.0,
+    group.add_argument("--duration", metavar="S", type=typed(number(0.05, 86_400)), default=3.0,
                        help="seconds of each mode (3)")  # fmt: skip
-    group.add_argument("--warm-up", "--warmUp", dest="warm_up", metavar="MS", type=_word(number(0, 600_000)),
+    group.add_argument("--warm-up", "--warmUp", dest="warm_up", metavar="MS", type=typed(number(0, 600_000)),
                        default=200.0, help="milliseconds before each mode (200)")  # fmt: skip
-    group.add_argument("--rounds", metavar="N", type=_word(integer(1, 1000)), default=5,
+    group.add_argument("--rounds", metavar="N", type=typed(integer(1, 1000)), default=5,
                        help="blocks of each mode, turn about (5)")  # fmt: skip
-    group.add_argument("--iterations", metavar="N", type=_word(integer(1, 10_000_000)), default=100,
+    group.add_argument("--iterations", metavar="N", type=typed(integer(1, 10_000_000)), default=100,
                        help="batches of the latency measurement at least (100)")  # fmt: skip
-    group.add_argument("--percentile", metavar="P[,P]", type=_word(_percentiles), default=(50.0, 90.0, 95.0, 99.0),
+    group.add_argument("--percentile", metavar="P[,P]", type=typed(_percentiles), default=(50.0, 90.0, 95.0, 99.0),
                        help="of the latency (50,90,95,99)")  # fmt: skip
     group.add_argument("--use-spin-wait", "--useSpinWait", dest="spin", action="store_true", help="as --sync spin")
     group.add_argument("--no-data-transfers", "--noDataTransfers", dest="no_copies", action="store_true",
                        help="as --mode engine")  # fmt: skip
-    group.add_argument("--export-times", "--exportTimes", dest="export_times", metavar="FILE.json", type=_word(name),
+    group.add_argument("--export-times", "--exportTimes", dest="export_times", metavar="FILE.json", type=typed(name),
                        help="every batch of the latency measurement")  # fmt: skip
     group.add_argument(
-        "--plot", metavar="FILE.svg", type=_word(name), help="a picture of the latencies and of what a batch waits for"
+        "--plot", metavar="FILE.svg", type=typed(name), help="a picture of the latencies and of what a batch waits for"
     )
     group.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -81,18 +79,6 @@ def wanted_of(given: argparse.Namespace) -> Wanted:
         modes, given.rounds, given.duration, given.warm_up, given.iterations, given.percentile, given.shapes,
         given.compare, given.json, given.export_times, given.plot,
     )  # fmt: skip
-
-
-def _word(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser whose ValueError argparse turns into a message with its reason."""
-
-    def typed(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
-
-    return typed
 
 
 def _percentiles(text: str) -> tuple[float, ...]:

@@ -30,7 +30,7 @@ from edgeapp.service.state import State
 from edgeapp.service.storms import EventLog
 from edgeapp.service.stream import Client, Listener
 from edgeapp.service.thumbnails import thumbnail
-from edgeapp.settings import Settings
+from edgeapp.settings import OPTIONS, SERVICE, Settings
 from edgeapp.stopping import Stop
 from edgeapp.tensors import noise
 
@@ -121,6 +121,7 @@ class Service:
         self._hangups = 0
         self._metrics_s = 0.0
         self._lock = threading.Lock()
+        self._worked = threading.Event()
         self._hosted: Hosted
         self._work: threading.Thread
 
@@ -152,7 +153,6 @@ class Service:
             self._room,
             self._quit,
             settle_s=settings.settle_s,
-            max_pixels=settings.max_pixels,
             most_attempts=settings.attempts,
             probe_s=watchdog_s / PROBES_PER_WATCHDOG if watchdog_s else IDLE_PROBE_S,
             probe=self._probe,
@@ -209,7 +209,7 @@ class Service:
         self._work = threading.Thread(target=self._run_pipelines, name="work", daemon=True)
         self._work.start()
         try:
-            while self._work.is_alive():
+            while not self._worked.is_set():
                 self._look_after()
                 self._wait(LOOK_EVERY_S)
         finally:
@@ -321,13 +321,14 @@ class Service:
         except BaseException as error:
             self._failure = error
         finally:
+            self._worked.set()
             self._notify()
 
     def _run_pipeline(self, hosted: Hosted) -> None:
         model, settings = hosted.model, hosted.settings
         source, pictures = self._source, "pictures" in settings.write
         source.engine_sha256 = hosted.sha256
-        source.fit = None
+        source.fit, source.max_pixels = None, settings.max_pixels
         if model.preprocess is not None and not pictures and not settings.exact_decode:
             source.fit = model.preprocess.wanted_wh
         assert settings.engine is not None
@@ -385,7 +386,7 @@ class Service:
         self._notifier.reloading()
         self._state.reloading(True)
         try:
-            reload.settings = replace(self._again(), spool=self._settings.spool, write=self._settings.write)
+            reload.settings = self._settings_now()
         except errors.EdgeappError as error:
             self._reload_over(reload, error)
             return reload
@@ -395,6 +396,14 @@ class Service:
         else:
             self._next = Hosted(reload.settings, self._stop, self._log, self._notify)
         return reload
+
+    def _settings_now(self) -> Settings:
+        """Flags, environment and configuration read anew; of the service itself only a restart changes anything."""
+        now = self._again()
+        fixed = {o.name: getattr(self._settings, o.name) for o in OPTIONS if o.group == SERVICE}
+        if changed := [name for name, value in fixed.items() if getattr(now, name) != value]:
+            self._log.note(f"{', '.join(changed)}: a restart is needed for what was changed here")
+        return replace(now, **fixed)
 
     def _watch_reload(self) -> None:
         """Once the new model is there, end the run of the old one; once it is known to be bad, stay with that."""

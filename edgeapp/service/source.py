@@ -21,6 +21,7 @@ from edgeapp.service.recorder import SpoolFrame
 from edgeapp.service.room import NoRoomError, Room
 from edgeapp.service.spool import Spool, dumps, stamp_of
 from edgeapp.service.stream import Reply
+from edgeapp.settings import DEFAULT_MAX_PIXELS
 from edgeapp.sources.files import FileSource, Fit, open_regular, read_frame
 from edgeapp.stopping import Stop
 
@@ -38,7 +39,7 @@ class SpoolSource:
     An input that was begun before, and not finished, runs alone: if it kills the process again, no other is blamed.
 
     Attributes:
-        fit: see FileSource.
+        fit, max_pixels: see FileSource.
         over: the service is ending.
         engine_sha256: of the model file that the frames are for.
 
@@ -58,7 +59,6 @@ class SpoolSource:
         quit: Stop,
         *,
         settle_s: float,
-        max_pixels: int,
         most_attempts: int,
         probe_s: float,
         probe: Callable[[], SpoolFrame],
@@ -68,7 +68,6 @@ class SpoolSource:
         self._ledger = ledger
         self._room = room
         self._quit = quit
-        self._max_pixels = max_pixels
         self._most_attempts = most_attempts
         self.probe_s = probe_s
         self._probe = probe
@@ -84,6 +83,7 @@ class SpoolSource:
         self._given_s = time.monotonic()
         self.over = False
         self.fit: Fit | None = None
+        self.max_pixels = DEFAULT_MAX_PIXELS
         self.engine_sha256 = ""
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class SpoolSource:
                 _note_digest(frame, file)
         frame.error = frame.error or refused
         if frame.error is None:
-            read_frame(frame, self._max_pixels, fit=self.fit, opened=partial(_note_digest, frame))
+            read_frame(frame, self.max_pixels, fit=self.fit, opened=partial(_note_digest, frame))
 
     # --- the pipeline's thread ---------------------------------------------------------------------------------------
 
