@@ -335,7 +335,7 @@ def test_second_service_on_a_spool_is_refused(program: Program, spool: Spool) ->
         (["--engine", MODEL, "--spool", "/proc/spool"], 73, "/proc/spool"),
         (["--engine", MODEL, "--spool", "spool", "--watch", "/proc"], 73, "/proc"),
         (["--engine", MODEL, "--spool", "spool", "--done", "delete", "--write", "json"], 64, "--done delete"),
-        (["--engine", MODEL, "--spool", "spool", "--control", "x" * 120], 78, "too long"),
+        (["--engine", MODEL, "--spool", "spool", "--control", "x" * 120], 64, "107 bytes"),
         (["--engine", PICTURES[0], "--spool", "spool"], 65, "bench-1.jpg"),
     ],
     ids=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import socket
 import sys
 import threading
 import time
@@ -19,7 +20,8 @@ from edgeapp.commands.hosting import Hosted
 from edgeapp.pipeline import Pipeline
 from edgeapp.records import Result
 from edgeapp.service import metrics
-from edgeapp.service.control import Control
+from edgeapp.service.clients import Clients
+from edgeapp.service.control import MOST_CLIENTS, answering
 from edgeapp.service.ledger import Ledger
 from edgeapp.service.notify import Notifier
 from edgeapp.service.recorder import Outcome, Recorder, SpoolFrame, Writing
@@ -28,7 +30,7 @@ from edgeapp.service.source import SpoolSource
 from edgeapp.service.spool import Spool
 from edgeapp.service.state import State
 from edgeapp.service.storms import EventLog
-from edgeapp.service.stream import Client, Listener
+from edgeapp.service.stream import MOST_LISTING, Client
 from edgeapp.service.thumbnails import thumbnail
 from edgeapp.settings import OPTIONS, SERVICE, Settings
 from edgeapp.stopping import Stop
@@ -190,9 +192,9 @@ class Service:
         if settings.listen == "-":
             threading.Thread(target=self._serve_standard_streams, name="standard input", daemon=True).start()
         elif settings.listen is not None:
-            stack.callback(Listener(settings.listen, self._source.submit).close)
-        socket = settings.control or os.path.join(os.environ.get("RUNTIME_DIRECTORY") or spool.state, "control.sock")
-        stack.callback(Control(socket, self._answer).close)
+            stack.callback(Clients(settings.listen, self._serve_paths, "paths", MOST_LISTING).close)
+        place = settings.control or os.path.join(os.environ.get("RUNTIME_DIRECTORY") or spool.state, "control.sock")
+        stack.callback(Clients(place, answering(self._answer), "control", MOST_CLIENTS).close)
 
     # --- the main thread ---------------------------------------------------------------------------------------------
 
@@ -456,6 +458,9 @@ class Service:
         else:
             raise errors.UsageError(f"cannot do {paths.printable(repr(wish))}")
         return {"state": self._state.status_text()}
+
+    def _serve_paths(self, client: socket.socket) -> None:
+        Client(client.fileno(), client.fileno(), self._source.submit).serve()
 
     def _serve_standard_streams(self) -> None:
         """Paths on standard input, results on standard output; the end of the one is the end of the service."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -20,75 +18,22 @@ REQUEST_S = 5.0
 """A client that says nothing for so long is left."""
 
 
-class Control:
-    """Answers requests, each on a thread of its own, for a request may wait.
+def answering(answer: Answer) -> Callable[[socket.socket], None]:
+    """What serves a client: one request, one answer; errors are told to the client."""
 
-    Args:
-        path: of the socket; who may write into its folder may replace it. Mode 0660.
-        answer: gives the answer to a request; errors are told to the client.
-
-    Raises:
-        EdgeappError: the socket cannot be made.
-    """
-
-    def __init__(self, path: str, answer: Answer) -> None:
-        self._path = path
-        self._answer = answer
-        self._clients = threading.BoundedSemaphore(MOST_CLIENTS)
-        self._socket = listen(path)
-        threading.Thread(target=self._accept, name="control", daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            self._clients.acquire()
+    def serve(client: socket.socket) -> None:
+        client.settimeout(REQUEST_S)
+        with suppress(OSError):
             try:
-                client, _ = self._socket.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve, args=(client,), name="control client", daemon=True).start()
+                told = dict(answer(_request(client)))
+            except errors.EdgeappError as error:
+                told = {
+                    "error": {"what": error.what, "why": error.why, "fix": error.fix},
+                    "exit_code": error.exit_code,
+                }
+            client.sendall(json.dumps(told).encode() + b"\n")
 
-    def _serve(self, client: socket.socket) -> None:
-        try:
-            with client, suppress(OSError):
-                client.settimeout(REQUEST_S)
-                try:
-                    answer = dict(self._answer(_request(client)))
-                except errors.EdgeappError as error:
-                    answer = {"error": {"what": error.what, "why": error.why, "fix": error.fix},
-                              "exit_code": error.exit_code}  # fmt: skip
-                client.sendall(json.dumps(answer).encode() + b"\n")
-        finally:
-            self._clients.release()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        with suppress(OSError):
-            os.unlink(self._path)
-
-
-def listen(path: str) -> socket.socket:
-    """A Unix socket that takes connections, mode 0660.
-
-    Raises:
-        EdgeappError: it cannot be made.
-    """
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # of a process that was killed: the spool's lock says that there is no other
-        listening.bind(path)
-        os.chmod(path, 0o660)
-        listening.listen(MOST_CLIENTS)
-    except OSError as error:
-        listening.close()
-        what = f"cannot make the socket {paths.printable(path)}"
-        if "path too long" in str(error):
-            raise errors.ConfigurationError(what, "its name is too long: 107 bytes are allowed",
-                                            "give a shorter --control") from error  # fmt: skip
-        raise paths.refusal(what, error, writing=True) from error
-    return listening
+    return serve
 
 
 def _request(client: socket.socket) -> dict[str, Any]:

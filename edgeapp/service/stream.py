@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 
-from edgeapp.service.control import listen
-
 Reply = Callable[[bytes], None]
 Submit = Callable[[str, Reply], bool]
 
-MOST_CLIENTS = 16
+MOST_LISTING = 16
+"""Clients at a time."""
+
 MOST_UNANSWERED = 64
 """Of one client; before it gets some of its results, no more of it is read."""
 
@@ -92,41 +91,3 @@ def _refusal(path: str, why: str) -> bytes:
     return (
         json.dumps({"name": shown, "error": {"what": "cannot take this input", "why": why, "fix": ""}}).encode() + b"\n"
     )
-
-
-class Listener:
-    """Serves clients of a Unix socket.
-
-    Raises:
-        EdgeappError: the socket cannot be made.
-    """
-
-    def __init__(self, path: str, submit: Submit) -> None:
-        self._path = path
-        self._submit = submit
-        self._free = threading.BoundedSemaphore(MOST_CLIENTS)
-        self._socket = listen(path)
-        threading.Thread(target=self._accept, name="stream", daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            self._free.acquire()
-            try:
-                client, _ = self._socket.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve, args=(client,), name="stream client", daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        try:
-            with client:
-                Client(client.fileno(), client.fileno(), self._submit).serve()
-        finally:
-            self._free.release()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        with suppress(OSError):
-            os.unlink(self._path)
