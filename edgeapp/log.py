@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeapp import paths
 from edgeapp.errors import EdgeappError, InputOutputError
+
+if TYPE_CHECKING:
+    from edgeapp.records import Result
 
 
 def tell(texts: Iterable[str]) -> None:
@@ -84,7 +87,7 @@ class Talk:
     def progress(self, total: int | None) -> Iterator[Progress]:
         """A bar with count, rate and time left while the body runs; nothing without a terminal."""
         if self.quiet or not self.on_terminal() or total == 1:
-            yield Progress(None, 0)
+            yield Progress(self, None, 0)
             return
         from rich import progress as rich  # late: 0.1 s, and only people on terminals need it
         from rich.console import Console
@@ -98,7 +101,7 @@ class Talk:
         with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             self._bar = bar
             try:
-                yield Progress(bar, bar.add_task("", total=total, rate=""))
+                yield Progress(self, bar, bar.add_task("", total=total, rate=""))
             finally:
                 self._bar = None
 
@@ -106,9 +109,16 @@ class Talk:
 class Progress:
     """Counts finished inputs on a bar, or does nothing without one."""
 
-    def __init__(self, bar: Any, task: Any) -> None:
+    def __init__(self, talk: Talk, bar: Any, task: Any) -> None:
+        self._talk = talk
         self._bar = bar
         self._task = task
+
+    def finished(self, result: Result) -> None:
+        """Say what was wrong with an input, and count it."""
+        if result.error is not None:
+            self._talk.error(result.error)
+        self.advance()
 
     def advance(self) -> None:
         if self._bar is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support import ROOT, Program, frozen_binary
+from support import ROOT, Clock, Program, frozen_binary
 
 # What nohup or a shell's & has the tests ignore, the program would be born ignoring.
 for number in (signal.SIGHUP, signal.SIGINT):
@@ -75,6 +75,11 @@ def noise() -> Callable[[int, int], Image.Image]:
         return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
     return make
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

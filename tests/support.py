@@ -73,6 +73,16 @@ class Program:
         return subprocess.Popen([*self.command, *map(str, words)], cwd=self.cwd, env=self.env, **options)
 
 
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 7000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def frozen_binary() -> Path:
     """The frozen file; skips the test without one, unless EDGEAPP_REQUIRE_FROZEN says it must be there."""
     if not BINARY.is_file():

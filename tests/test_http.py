@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support import Clock
 
 from edgeapp import errors
 from edgeapp.records import Detection, Frame, Result
@@ -37,21 +38,6 @@ EVIL = [
     "a\nb",
     "caf\udce9",
 ]
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 7000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, Clock
 
 from edgeapp.service.notify import MOST_STATUS, Notifier
 
@@ -36,16 +36,6 @@ class Manager:
             except BlockingIOError:
                 return found
             found.append(dict(line.split("=", 1) for line in data.decode().split("\n")))
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support import ROOT
+from support import ROOT, Clock
 
 import edgeapp
 from edgeapp.errors import CannotWriteError, DataError, EdgeappError
@@ -28,21 +28,6 @@ from edgeapp.service import metrics
 from edgeapp.service.latency import BUCKETS_S, Histogram
 from edgeapp.service.state import HOLDS, MOST_KEPT, MOST_LABELS, MOST_THUMBNAILS, State
 from edgeapp.service.thumbnails import thumbnail
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 7000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -14,23 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, Clock
 
 from edgeapp.errors import DataError, EdgeappError
 from edgeapp.log import Talk
 from edgeapp.service.storms import LONGEST_WINDOW_S, MOST_LINE_BYTES, EventLog
 
 LETTERS = str.maketrans("0123456789", "abcdefghij")
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 5000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Book:

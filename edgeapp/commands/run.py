@@ -15,7 +15,6 @@ from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
 
 if TYPE_CHECKING:
-    from edgeapp.records import Result
     from edgeapp.sources import FileSource
 
 
@@ -61,12 +60,6 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         )
         sinks = open_sinks(settings.output, settings.save, many_inputs=source.total != 1, stack=stack)
         with talk.progress(source.total) as progress:
-
-            def finished(result: Result) -> None:
-                if result.error is not None:
-                    talk.error(result.error)
-                progress.advance()
-
             pipeline = Pipeline(
                 model.engine,
                 runner,
@@ -76,7 +69,7 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
                 batch=model.batch,
                 decoders=decoders,
                 keep_pictures=settings.save is not None,
-                finished=finished,
+                finished=progress.finished,
                 stop=stop,
             )
             try:

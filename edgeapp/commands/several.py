@@ -17,7 +17,6 @@ from edgeapp.stopping import Stop
 
 if TYPE_CHECKING:
     from edgeapp.fleet import Desk
-    from edgeapp.records import Result
     from edgeapp.sources import FileSource
 
 BESIDE_HOSTS = 2
@@ -93,14 +92,8 @@ def run(settings: Settings, source: FileSource, stream: IO[bytes] | None, stop: 
             name = fleet.first_ready().name
             sinks = open_sinks(settings.output, settings.save, many_inputs=source.total != 1, stack=stack)
             with talk.progress(source.total) as progress:
-
-                def finished(result: Result) -> None:
-                    if result.error is not None:
-                        talk.error(result.error)
-                    progress.advance()
-
                 summary = fleet.run(
-                    source, sinks, finished,
+                    source, sinks, progress.finished,
                     total=source.total, stream=stream, patience_s=settings.max_delay_ms / 1e3,
                 )  # fmt: skip
     except errors.Stopped:

@@ -213,7 +213,7 @@ class EventLog(Talk):
     @contextmanager
     def progress(self, total: int | None) -> Iterator[Progress]:  # noqa: ARG002
         """No bar: a service has no end to count to."""
-        yield Progress(None, 0)
+        yield Progress(self, None, 0)
 
     def _limited(self, event: Event, reason: str) -> None:
         if self.quiet and PRIORITIES[event.level] > PRIORITIES["error"]:
