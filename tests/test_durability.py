@@ -15,7 +15,7 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -56,13 +56,22 @@ ERRNOS = ("ENOSPC", "EIO", "EROFS", "EDQUOT", "EMFILE", "EINTR", "ESTALE")
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
 
 
-def spool_paths(spool: Spool) -> list[str]:
-    """strace -P takes whole paths: those that the write path uses."""
-    root = spool.root
-    folders = [root / name for name in ("in", "done", "failed", "results", "state")]
-    files = [root / "results" / "results.jsonl", root / "state" / "ledger"]
-    inputs = [root / "in" / f"{n}.jpg" for n in range(3)] + [root / "in" / "junk.jpg"]
-    return [str(path) for path in (*folders, *files, *inputs)]
+def disturbed(program: Program, spool: Spool, call: str, how: str) -> Program:
+    """The program under strace, which disturbs a call on the paths that the write path uses."""
+    folders = ("in", "done", "failed", "results", "state")
+    files = ("results/results.jsonl", "state/ledger", "in/0.jpg", "in/1.jpg", "in/2.jpg", "in/junk.jpg")
+    watched = [word for name in (*folders, *files) for word in ("-P", str(spool.root / name))]
+    trace = ["strace", "-f", "-qq", "-o", "/dev/null", *watched, "-e", f"trace={call}", "-e", f"inject={call}:{how}"]
+    return Program([*trace, *program.command], program.cwd, program.env)
+
+
+def finished_by_the_next(program: Program, spool: Spool, words: Sequence[str]) -> None:
+    """What was left is done by another process, undisturbed."""
+    subprocess.run(["pkill", "-KILL", "-f", str(spool.root)], check=False)  # what strace left behind
+    with serving(program, spool, *words, engine=MODEL, stderr=subprocess.DEVNULL) as it:
+        until(lambda: is_done(spool), "all")
+        assert it.stop() == 0
+    spool.assert_each_once()
 
 
 @needs_strace
@@ -77,21 +86,12 @@ def test_killed_at_each_system_call_nothing_is_lost(
         for index in range(3):
             spool.put(small + b"%d" % index, f"{index}.jpg")
         spool.put(b"junk", "junk.jpg")
-        watched = [word for path in spool_paths(spool) for word in ("-P", path)]
-        program = Program(
-            ["strace", "-f", "-qq", "-o", "/dev/null", *watched, "-e", f"trace={call}",
-             "-e", f"inject={call}:signal=SIGKILL:when={number}", *source_program.command],
-            source_program.cwd, source_program.env,
-        )  # fmt: skip
+        program = disturbed(source_program, spool, call, f"signal=SIGKILL:when={number}")
         words = ("--settle-s", "0.05", "--write", "jsonl", "json")
         with serving(program, spool, *words, engine=MODEL, ready=False, stderr=subprocess.DEVNULL) as it:
             until(lambda it=it, spool=spool: it.process.poll() is not None or is_done(spool), "end")  # type: ignore[misc]
             killed = it.process.poll() is not None
-        subprocess.run(["pkill", "-KILL", "-f", str(spool.root)], check=False)
-        with serving(source_program, spool, *words, engine=MODEL, stderr=subprocess.DEVNULL) as it:
-            until(lambda spool=spool: is_done(spool), "all")  # type: ignore[misc]
-            assert it.stop() == 0
-        spool.assert_each_once()
+        finished_by_the_next(source_program, spool, words)
         assert len(spool.lines()) == 4, (call, number)
         assert killed or number > 1, "the injection does nothing"
         shutil.rmtree(spool.root)
@@ -110,12 +110,7 @@ def test_refused_system_call_loses_nothing(
         spool = Spool(tmp_path / f"{call}-{error}-{number}")
         for index in range(3):
             spool.put(small + b"%d" % index, f"{index}.jpg")
-        watched = [word for path in spool_paths(spool) for word in ("-P", path)]
-        program = Program(
-            ["strace", "-f", "-qq", "-o", "/dev/null", *watched, "-e", f"trace={call}",
-             "-e", f"inject={call}:error={error}:when={number}", *source_program.command],
-            source_program.cwd, source_program.env,
-        )  # fmt: skip
+        program = disturbed(source_program, spool, call, f"error={error}:when={number}")
         words = ("--settle-s", "0.05", "--write", "jsonl", "json")
         log = tmp_path / "log"
         with log.open("wb") as stderr, serving(program, spool, *words, engine=MODEL, ready=False, stderr=stderr) as it:
@@ -124,11 +119,7 @@ def test_refused_system_call_loses_nothing(
         said = log.read_text()
         assert code in (None, 0, 66, 71, 73, 74, 77), (call, error, number, code, said)
         assert "Traceback" not in said, said
-        subprocess.run(["pkill", "-KILL", "-f", str(spool.root)], check=False)
-        with serving(source_program, spool, *words, engine=MODEL, stderr=subprocess.DEVNULL) as it:
-            until(lambda spool=spool: is_done(spool), "all")  # type: ignore[misc]
-            assert it.stop() == 0
-        spool.assert_each_once()
+        finished_by_the_next(source_program, spool, words)
         shutil.rmtree(spool.root)
 
 
