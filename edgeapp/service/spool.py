@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import time
@@ -195,7 +196,7 @@ def free_name(folder: str, name: str, stamp: Stamp, taken: Container[str] = ()) 
         stem, suffix = name, ""
     seconds, nanoseconds = divmod(stamp[3], 10**9)
     when = f"~{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{nanoseconds:09d}"
-    for added in ("", when, *(f"{when}~{count}" for count in range(2, 1 << 16))):
+    for added in itertools.chain(("", when), (f"{when}~{count}" for count in range(2, 1 << 16))):
         most = MOST_NAME_BYTES - len(os.fsencode(f".{added}{suffix}{PICTURE_SUFFIX}{PENDING}"))
         tried = os.fsdecode(os.fsencode(stem)[:most]) + added + suffix
         if tried not in taken and not any(
