@@ -125,6 +125,11 @@ def _take_up(versions: Versions, before: State, talk: Talk) -> None:
     finally:
         versions.prune()
     talk.note(f"edgeapp: {versions.folder.name} is {now[:12]}, was {before.current[:12] or 'none'}")
+    hint(versions, talk)
+
+
+def hint(versions: Versions, talk: Talk) -> None:
+    """Tell where the config names another engine than this one."""
     engine = next(path for path in sorted(versions.current.iterdir()) if path.name in ("model.onnx", "model.plan"))
     if unit.CONFIG.is_file() and str(engine) not in unit.CONFIG.read_text("utf-8", "replace"):
         talk.note(f'edgeapp: {unit.CONFIG} names another engine; this one is engine = "{engine}"')
@@ -134,9 +139,8 @@ def _reload(versions: Versions, before: State, talk: Talk) -> None:
     talk.note("edgeapp: edgeapp ctl reload --wait")
     try:
         done = subprocess.run(
-            [unit.PROGRAM, "ctl", "reload", "--wait"], env={**os.environ, "RUNTIME_DIRECTORY": str(unit.RUNTIME)},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="backslashreplace", check=False,
-            timeout=RELOAD_S,
+            [unit.PROGRAM, "ctl", "reload", "--wait"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="backslashreplace", check=False, timeout=RELOAD_S,
         )  # fmt: skip
         said = done.stderr.strip().replace("\n", " / ")
         why = "" if done.returncode == 0 else said or f"ended with {done.returncode}"

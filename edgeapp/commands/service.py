@@ -144,11 +144,12 @@ class _Installation:
         self._talk.note(f"edgeapp: {name} is current")
 
     def _put_model(self) -> None:
-        from edgeapp.commands.models import put
+        from edgeapp.commands.models import hint, put
 
         with self._models.alone():
             put(self._models, self._settings, self._stop, self._talk)
             self._models.prune()
+        hint(self._models, self._talk)
 
     def _bring_up(self) -> None:
         if systemctl.is_running():

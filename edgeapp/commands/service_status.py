@@ -42,11 +42,18 @@ def status(as_json: bool) -> int:
     }
     answer = _answer()
     if as_json:
-        tell([json.dumps({**facts, "answer": answer or None}) + "\n"])
+        tell([json.dumps({**facts, "answer": _parsed(answer)}) + "\n"])
     else:
         tell(f"{key.replace('_', ' '):14s} {value}\n" for key, value in facts.items() if value not in (None, ""))
         tell([f"\n{answer}\n"] if answer else [])
     return 0 if found["ActiveState"] in ("active", "reloading") else 1
+
+
+def _parsed(answer: str) -> Any:
+    try:
+        return json.loads(answer)
+    except ValueError:
+        return None
 
 
 def _answer() -> str:

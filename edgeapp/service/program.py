@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def check_form(file: Path) -> None:
         DataError: it is none. OSError: it cannot be read.
     """
     name = paths.printable(str(file))
+    if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe without a writer would never be open
+        raise errors.DataError(f"cannot install {name}: it is no regular file", "", "name a file")
     with open(file, "rb") as opened:
         head = opened.read(ELF_HEADER_BYTES)
         opened.seek(max(0, os.fstat(opened.fileno()).st_size - TRAILER_BYTES))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
 
 from edgeapp import errors
 from edgeapp.service.unit import NAME
@@ -65,27 +68,6 @@ def restart() -> bool:
     return run(["systemctl", "restart", NAME], may_fail=True).returncode == 0
 
 
-def last_end() -> str:
-    """How the service's process ended the last time, in words; "" if it has not."""
-    found = show("ExecMainCode", "ExecMainStatus", "ExecMainExitTimestamp", "Result")
-    if not found.get("ExecMainExitTimestamp"):
-        return ""
-    status = int(found.get("ExecMainStatus", "0"))
-    if found.get("ExecMainCode") == str(os.CLD_EXITED):
-        words = f"it ended with {status}: {errors.meaning(status)}"
-    else:
-        words = f"it was ended by {_signal_name(status)}"
-    result = found.get("Result", "")
-    return f"{words} ({RESULTS[result]})" if result in RESULTS else words
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 RESULTS = {
     "timeout": "it took too long to start, reload or stop",
     "watchdog": "it hung: nothing fed the watchdog",
@@ -93,3 +75,42 @@ RESULTS = {
     "oom-kill": "the kernel wanted its memory",
 }
 """systemd's words for what was not the process's own doing."""
+
+EXITED, FAILED = "98e322203f7a4ed290d09fe03c09fe15", "d9b373ed55a64feb8242e02dbe79a49c"
+"""What systemd logs when a process ends unasked, and when a unit fails: sd-messages.h."""
+
+
+def last_end() -> str:
+    """How the service's process ended the last time, in words; "" if it has not, or nobody knows.
+
+    Of a service that runs again systemd itself knows no more; then the journal does, for those who may read it.
+    """
+    found = show("ExecMainCode", "ExecMainStatus", "ExecMainExitTimestamp", "Result")
+    if time := found.get("ExecMainExitTimestamp"):
+        exited = found.get("ExecMainCode") == str(os.CLD_EXITED)
+        return _words(exited, int(found.get("ExecMainStatus", "0")), found.get("Result", ""), time)
+    wanted = [f"MESSAGE_ID={number}" for number in (EXITED, FAILED)]
+    words = ["journalctl", "--quiet", f"--unit={NAME}", "--output=json", "--reverse", "--lines=2", *wanted]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in run(words, may_fail=True).stdout.splitlines()]
+    last = next((line for line in lines if "EXIT_CODE" in line), None)
+    if last is None:
+        return ""
+    seconds = int(last["__REALTIME_TIMESTAMP"]) / 1e6
+    time = datetime.fromtimestamp(seconds, timezone.utc).strftime("%a %Y-%m-%d %H:%M:%S UTC")
+    result = next((line["UNIT_RESULT"] for line in lines if "UNIT_RESULT" in line), "")
+    return _words(last["EXIT_CODE"] == "exited", int(last["EXIT_STATUS"]), result, time)
+
+
+def _words(exited: bool, status: int, result: str, time: str) -> str:
+    if exited:
+        words = f"it ended with {status}: {errors.meaning(status)}"
+    else:
+        words = f"it was ended by {_signal_name(status)}"
+    return f"{words}{f' ({RESULTS[result]})' if result in RESULTS else ''}, {time}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -32,7 +32,6 @@ CONFIG_FOLDER = Path("/etc/edgeapp")
 CONFIG = CONFIG_FOLDER / "config.toml"
 KEYS = CONFIG_FOLDER / "keys.d"
 STATE = Path("/var/lib/edgeapp")
-RUNTIME = Path("/run/edgeapp")
 OWN_CACHE = Path("/var/cache/edgeapp")
 MODPROBE = Path("/usr/bin/nvidia-modprobe")
 
