@@ -91,8 +91,8 @@ pivot_root . .
 umount -l .
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=other \
   SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/systemd/system:/.machine/units \
-  SYSTEMD_GENERATOR_PATH=/.machine/none SYSTEMD_LOG_TARGET=console \
-  /lib/systemd/systemd --system --unit=multi-user.target --log-level=warning
+  SYSTEMD_GENERATOR_PATH=/.machine/none SYSTEMD_LOG_TARGET=journal \
+  /lib/systemd/systemd --system --unit=multi-user.target
 """
 
 

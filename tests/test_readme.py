@@ -21,6 +21,8 @@ from test_bootstrap import has_driver
 
 from edgeapp import config, golden, model, settings
 from edgeapp.commands.bench_wanted import add_arguments
+from edgeapp.commands.models import add_arguments as add_model_arguments
+from edgeapp.commands.service import add_arguments as add_service_arguments
 from edgeapp.cpu.engine import CpuEngine
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -118,6 +120,9 @@ def test_every_flag_of_the_readme_exists() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     known |= {flag for action in parser._actions for flag in action.option_strings}  # of bench
+    for add in (add_service_arguments, add_model_arguments):
+        add(parser := argparse.ArgumentParser())
+        known |= {flag for action in parser._actions for flag in action.option_strings}
     foreign = {"--versionCompatible", "--excludeLeanRuntime", "--hardwareCompatibilityLevel", "--onnx", "--saveEngine",
                "--runtime", "--gpus", "--tensorrt", "--slim"}  # fmt: skip
     shown = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]+", README))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +120,8 @@ def test_failure_while_making_leaves_nothing(versions: Versions) -> None:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
 def test_killed_at_every_system_call_one_whole_version_is_current(tmp_path: Path) -> None:
     """SIGKILL before each system call of a change, one after the other; the next change finds nothing in its way."""
-    fresh = tmp_path / "fresh"
-    for name in ("a", "b"):
-        add(Versions(fresh), name)
     killed = 0
-    for call, number in calls_of_a_change(fresh, tmp_path):
-        place = tmp_path / f"{call}-{number}"
-        shutil.copytree(fresh, place, symlinks=True)
-        done = change(place, f"inject={call}:signal=SIGKILL:when={number}")
-        assert done.returncode in (-9, 137), (call, number, done)
+    for place in killed_changes(ADD, tmp_path):
         versions = Versions(place)
         assert held(versions) == versions.state().current
         assert held(versions) in ("b", "c")
@@ -138,10 +132,35 @@ def test_killed_at_every_system_call_one_whole_version_is_current(tmp_path: Path
     assert killed >= 20
 
 
-def change(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
+def test_links_that_are_made_anew_do_not_pass(tmp_path: Path) -> None:
+    """The control: a link removed and made again, instead of renamed, leaves no version when it is killed between."""
+    anew = f"""{ADD}
+def _link(self, link, name):
+    (self.folder / link).unlink(missing_ok=True)
+    (self.folder / link).symlink_to("versions/" + name)
+Versions._link = _link
+"""
+    assert [place for place in killed_changes(anew, tmp_path) if not (place / "current").exists()]
+
+
+def killed_changes(code: str, tmp_path: Path) -> Iterator[Path]:
+    """Folders with versions a and b, in which a change to c was killed, each before another system call."""
+    fresh = tmp_path / "fresh"
+    for name in ("a", "b"):
+        add(Versions(fresh), name)
+    for call, number in calls_of_a_change(code, fresh, tmp_path):
+        place = tmp_path / f"{call}-{number}"
+        shutil.copytree(fresh, place, symlinks=True)
+        done = change(code, place, f"inject={call}:signal=SIGKILL:when={number}")
+        assert done.returncode in (-9, 137), (call, number, done)
+        yield place
+
+
+def change(code: str, place: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Another process makes version c the current one, under strace; it looks for /begin before, for /end after."""
     code = (
-        f"{ADD}\nimport os, sys\nfrom pathlib import Path\n"
+        f"{code}\nimport os, sys\nfrom pathlib import Path\n"
         "os.access('/begin', 0)\nadd(Versions(Path(sys.argv[1])), 'c')\nos.access('/end', 0)\n"
     )
     words = [word for option in options for word in ("-e", option)]
@@ -152,10 +171,10 @@ def change(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def calls_of_a_change(fresh: Path, tmp_path: Path) -> list[tuple[str, int]]:
+def calls_of_a_change(code: str, fresh: Path, tmp_path: Path) -> list[tuple[str, int]]:
     """(system call, its number among those of its kind) of a change that is not disturbed."""
     shutil.copytree(fresh, tmp_path / "undisturbed", symlinks=True)
-    done = change(tmp_path / "undisturbed", f"trace={CALLS}")
+    done = change(code, tmp_path / "undisturbed", f"trace={CALLS}")
     assert done.returncode == 0, done
     seen: Counter[str] = Counter()
     found = []
