@@ -536,7 +536,12 @@ campaign() { # campaign NAME
       $users in_tree bookworm-arm64 env EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_BINARY=/src/edgeapp/dist/edgeapp \
         build/venv-3.11/bin/python -m pytest -v -p no:cacheprovider tests/frozen/test_launcher.py
       ;;
-    *) usage "campaign is launcher, start, reproducible, inspect, durability or aarch64" ;;
+    service) # under a real systemd: an update killed at every system call
+      freeze
+      EDGEAPP_CAMPAIGN=1 EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_REQUIRE_SYSTEMD=1 \
+        run "$VENV/bin/python" -m pytest -v -s tests/test_versions.py tests/frozen/test_service.py
+      ;;
+    *) usage "campaign is launcher, start, reproducible, service, inspect, durability or aarch64" ;;
   esac
 }
 
@@ -566,6 +571,7 @@ usage: ./build.sh [VERB]
   campaign NAME   launcher: a thousand starts killed, run side by side and damaged (25 min)
                   start: how fast it starts, beside PyInstaller's onedir and onefile
                   reproducible: two builds in two folders are the same to the byte (12 min)
+                  service: install, update and rollback under a real systemd, killed at every step (3 min)
                   inspect: 100,000 damaged model files (5 min)
                   durability: killed at every call of the write path, refused calls, 2,000 power cuts (an hour)
                   aarch64: the launcher's tests for the aarch64 file, under qemu
