@@ -133,23 +133,6 @@ def test_what_cannot_be_done_is_refused(name: str, source_program: Program) -> N
     assert (done.returncode, said in done.stderr) == (code, True), done
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
-@pytest.mark.parametrize("words", ["service install", "service uninstall --purge", "update x", "rollback",
-                                   "model install x", "model rollback"])  # fmt: skip
-def test_other_users_are_told_that_only_root_may(words: str, source_program: Program, tmp_path: Path) -> None:
-    """Exit code 77 and the command with sudo, before anything is looked at."""
-    # The modules may lie where another user cannot read them: they are loaded before the user is changed.
-    code = (
-        "import os, edgeapp.cli, edgeapp.gpu.machine\n"
-        "import edgeapp.commands.service, edgeapp.commands.update, edgeapp.commands.models\n"
-        "os.setgid(65534); os.setuid(65534); edgeapp.cli.main()"
-    )
-    command = [source_program.command[0], "-c", code, *words.split()]
-    done = subprocess.run(command, env=source_program.env, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 77, done
-    assert "sudo edgeapp" in done.stderr
-
-
 @pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="systemd runs this machine")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("action", ["install", "uninstall", "status", "logs"])

@@ -213,6 +213,17 @@ def test_status_and_logs_of_a_running_service(installed: Machine) -> None:
     assert installed.run("/src/files/edgeapp-1.0", "service", "status").returncode == 66
 
 
+def test_other_users_are_told_that_only_root_may(installed: Machine) -> None:
+    """Exit code 77 and the command with sudo, before anything is looked at."""
+    before = installed.changes()
+    as_daemon = ["runuser", "-u", "daemon", "--", "edgeapp"]
+    for words in ("service install", "service uninstall --purge", "update x", "rollback", "model install x",
+                  "model rollback"):  # fmt: skip
+        done = installed.run(*as_daemon, *words.split())
+        assert (done.returncode, "fix: sudo edgeapp " in done.stderr) == (77, True), done
+    assert installed.changes() == before
+
+
 # ---- the real program
 
 
