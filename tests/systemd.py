@@ -43,6 +43,9 @@ UNITS = """\
     network-online.target paths.target shutdown.target slices.target sockets.target swap.target sysinit.target
     timers.target umount.target systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket"""
 
+OWN = [f"/etc/{name}" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")]
+"""Copied when the machine starts: somebody may get an account on the machine around in the meantime."""
+
 BOOT = r"""
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 machine "$BASE"
@@ -54,6 +57,7 @@ cd root
 # The services of the machine around are not started here, and what is hidden is not seen.
 rm -rf etc/systemd/system
 for path in $HIDDEN; do rm -rf ".$path"; done
+for path in $OWN; do [ ! -e ".$path" ] || { cp -p ".$path" ".$path.own"; mv ".$path.own" ".$path"; }; done
 mkdir -p etc/systemd/system .machine/upper .machine/units .machine/none
 for unit in $UNITS; do cp -L "lib/systemd/system/$unit" .machine/units; done
 sed -i '/^Requires=\|^Wants=/d; /^After=/s/=.*/=systemd-journald.service/' .machine/units/sysinit.target
@@ -181,7 +185,7 @@ class Machine:
         binds = " ".join(f"{outside} {inside}" for outside, inside in self._binds.items())
         env = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "BASE": str(self._base), "UNITS": UNITS,
-            "BINDS": binds, "HIDDEN": " ".join(self._hidden), "GROUP": str(self._group),
+            "BINDS": binds, "HIDDEN": " ".join(self._hidden), "OWN": " ".join(OWN), "GROUP": str(self._group),
         }  # fmt: skip
         namespaces = "--mount --pid --fork --cgroup --uts --ipc --net --kill-child=KILL --propagation private"
         with console.open("wb") as out:
@@ -302,7 +306,7 @@ class Machine:
                 continue
             facts = _facts(path)
             below = _facts(Path(inside)) if os.path.lexists(inside) else None
-            if facts != below:
+            if facts != below or inside in OWN:
                 found[inside] = facts
         return found
 
