@@ -20,7 +20,7 @@ LEVELS = {
     "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2, "trust": 2, "golden": 2,
     "pipeline": 3, "bootstrap": 3, "checks": 3, "service": 3, "fleet": 3,
     "commands": 4,
-    "cli": 5, "__main__": 6,
+    "verbs": 5, "cli": 6, "__main__": 7,
 }  # fmt: skip
 INSIDE_LEVEL = {
     "paths": {"errors"},

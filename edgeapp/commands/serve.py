@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -17,6 +18,7 @@ from PIL import Image
 
 from edgeapp import errors, paths
 from edgeapp.commands.hosting import Hosted
+from edgeapp.log import Talk
 from edgeapp.pipeline import Pipeline
 from edgeapp.records import Result
 from edgeapp.service import metrics
@@ -56,17 +58,29 @@ REASONS = {65: "data", 66: "missing", 71: "system", 74: "disk", 77: "permission"
 """Why an input failed, by the exit code of its error."""
 
 
-def serve(settings: Settings, again: Callable[[], Settings], stop: Stop, log: EventLog) -> int:
+def serve(settings: Settings, again: Callable[[], Settings], stop: Stop, talk: Talk) -> int:
     """Serve until a signal comes; returns the exit code.
 
     Args:
         again: reads flags, environment and configuration anew.
-
-    Raises:
-        EdgeappError: nothing could be done, or the GPU is lost.
     """
     if sys.stderr is not None:
         faulthandler.enable()  # whoever aborts a process that hangs, as systemd's watchdog does, gets its stacks
+    log = EventLog(quiet=talk.quiet, debug=talk.debug, form=settings.log)
+    try:
+        with Service(settings, _root(settings), again, stop, log) as service:
+            return service.run()
+    except errors.EdgeappError as error:
+        if talk.debug:
+            traceback.print_exc()
+        log.error(error)
+        return error.exit_code
+    finally:
+        log.flush()
+
+
+def _root(settings: Settings) -> str:
+    """The spool; refuses settings that do not go together."""
     if settings.engine is None:
         raise errors.UsageError("no --engine given", "", "edgeapp serve --engine model.plan --spool DIR")
     root = settings.spool or os.environ.get("STATE_DIRECTORY", "").split(":")[0]
@@ -78,8 +92,7 @@ def serve(settings: Settings, again: Callable[[], Settings], stop: Stop, log: Ev
             "what is written beside an input needs the input kept",
             "use --done move, or --write jsonl",
         )
-    with Service(settings, root, again, stop, log) as service:
-        return service.run()
+    return root
 
 
 class Reload:
