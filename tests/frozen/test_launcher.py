@@ -95,6 +95,7 @@ def test_second_start_writes_nothing(binary: Path, warm: Path) -> None:
     """Not a byte into the cache, home or temporary folder; the kernel's count says so too."""
     home = warm.parent / "home"
     home.mkdir()
+    works(binary, warm)  # the first reading of a file that was copied notes its time, which counts as written
     before = snapshot(warm.parent)
     env = {"EDGEAPP_CACHE": str(warm), "HOME": str(home), "TMPDIR": str(home)}
     with subprocess.Popen([binary, "--version"], env=env, stdout=subprocess.PIPE) as child:
