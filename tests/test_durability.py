@@ -32,7 +32,7 @@ SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 """ioctl of ext4 and XFS (linux/fs.h), and its flag."""
 
 CUTS, NEGATIVE_CUTS = (1000, 60) if CAMPAIGN else (6, 0)
-INPUTS_PER_CUT = 30
+WAITING_AT_A_CUT = 30
 
 pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 300)
 
@@ -199,7 +199,7 @@ def cuts(disk: Disk, program: Program, small: bytes, count: int, check: Callable
     spool = Spool(disk.place / "spool")
     number = 0
     for _ in range(count):
-        for _ in range(INPUTS_PER_CUT):
+        for _ in range(WAITING_AT_A_CUT - len(spool.waiting)):
             number += 1
             spool.put(small + b"%d" % number, f"{number}.jpg")
         os.sync()  # what came before the service saw it is not its own
