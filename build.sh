@@ -316,6 +316,7 @@ commit() {
 # PyInstaller warns of what it does not find, and goes on: here that ends the build.
 freeze_with_pyinstaller() { # freeze_with_pyinstaller WORK [LAYOUT]
   local work=$1 layout=${2:-folder} bad known="named 'collections.abc'"
+  known+="|named '?ssl'? " # edgeapp.spec leaves an old OpenSSL out
   [[ -z $SLIM ]] || known+="|named '?onnxruntime'? "
   mkdir -p "$work"
   # The hash seed makes two builds of one commit the same to the byte, with SOURCE_DATE_EPOCH.

@@ -248,6 +248,15 @@ OPTIONS = (
     Option("min_free_mb", "with less free space nothing new is begun", integer(1, 1 << 30), "MB", 64, group=SERVICE),
     Option("reload", "a new model is loaded beside the old one, or, where memory is short, swap: after it",
            choice("beside", "swap"), "HOW", "beside", group=SERVICE),
+    Option("webhook", "send results to this http:// or https:// URL too: POST of JSON Lines, in order, at least once",
+           name, metavar="URL", group=SERVICE),
+    Option("webhook_headers", "file with HTTP headers for it, a line each, such as Authorization: Bearer ...", name,
+           metavar="FILE", group=SERVICE),
+    Option("mqtt", "send results to this broker too, mqtt://HOST[:PORT][/PREFIX] or mqtts://, as PREFIX/results; "
+           "PREFIX is edgeapp/HOSTNAME if it is not given", name, metavar="URL", group=SERVICE),
+    Option("mqtt_login", "file with USER:PASSWORD for it", name, metavar="FILE", group=SERVICE),
+    Option("ca_file", "trust these certificate authorities alone (PEM; default: those of the system)", name,
+           metavar="FILE", group=SERVICE),
     Option("http", "answer /healthz, /readyz, /metrics and show a page on 127.0.0.1:PORT or a Unix socket", name,
            metavar="ADDRESS", group=SERVICE),
     Option("metrics_file", "Prometheus text, written every 10 s (default: $RUNTIME_DIRECTORY/metrics.prom)", name,
@@ -314,6 +323,11 @@ class Settings:
     segment_s: float = 3600.0
     min_free_mb: int = 64
     reload: str = "beside"
+    webhook: str | None = None
+    webhook_headers: str | None = None
+    mqtt: str | None = None
+    mqtt_login: str | None = None
+    ca_file: str | None = None
     http: str | None = None
     metrics_file: str | None = None
     control: str | None = None

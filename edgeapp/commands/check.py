@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from edgeapp import errors, paths, plan, trust
 from edgeapp.commands.opening import given_card, verified
+from edgeapp.commands.publishing import wrong_with_receivers
 from edgeapp.gpu import runtimes, selection
 from edgeapp.log import Talk, tell
 from edgeapp.settings import OPTIONS, OUT, Settings
@@ -34,7 +35,7 @@ def check(problems: Sequence[errors.EdgeappError], as_json: bool, settings: Sett
         InputOutputError, CannotWriteError: standard output does not take it.
     """
     if problems and settings.engine is None:  # it may stand where something is wrong
-        found = [*problems, *_folders(settings)]
+        found = [*problems, *_folders(settings), *wrong_with_receivers(settings)]
     else:
         found = [*problems, *wrong_with(settings, stop, Talk(quiet=True, debug=talk.debug))]
     if as_json:
@@ -47,7 +48,7 @@ def check(problems: Sequence[errors.EdgeappError], as_json: bool, settings: Sett
 
 def wrong_with(settings: Settings, stop: Stop, talk: Talk) -> list[errors.EdgeappError]:
     """All that can be seen to be wrong without a GPU and without making anything; empty where nothing is."""
-    found = list(_folders(settings))
+    found = [*_folders(settings), *wrong_with_receivers(settings)]
 
     def attempt(part: Callable[[], Found]) -> Found | None:
         stop.check()

@@ -18,6 +18,7 @@ from PIL import Image
 
 from edgeapp import errors, paths
 from edgeapp.commands.hosting import Hosted
+from edgeapp.commands.publishing import Publishing, wrong_with_receivers
 from edgeapp.log import Talk
 from edgeapp.pipeline import Pipeline
 from edgeapp.records import Result
@@ -49,6 +50,9 @@ STILL_PROBES = 3
 """/healthz says that it is stuck when nothing came through for so many probes' time."""
 
 METRICS_EVERY_S = 10.0
+PUBLISH_S = 2.0
+"""So long results that are not sent yet are sent at the end; the rest goes out after the next start."""
+
 CLOSE_S = 5.0
 """A driver that is broken may never give a model back: then the process ends without that."""
 
@@ -92,6 +96,8 @@ def _root(settings: Settings) -> str:
             "what is written beside an input needs the input kept",
             "use --done move, or --write jsonl",
         )
+    for problem in wrong_with_receivers(settings):
+        raise problem
     return root
 
 
@@ -191,6 +197,7 @@ class Service:
             finished=self._finished,
         )
         stack.callback(self._recorder.end)
+        self._publishing = Publishing(settings, spool, self._recorder, self._state, self._log)
         self._metrics_file = settings.metrics_file
         if self._metrics_file is None and (runtime := os.environ.get("RUNTIME_DIRECTORY")):
             self._metrics_file = os.path.join(runtime, "metrics.prom")
@@ -315,6 +322,7 @@ class Service:
             self._recorder.close()
         except errors.EdgeappError as error:
             self._failure = self._failure or error
+        self._publishing.end(0.0 if lost else PUBLISH_S)
         for hosted in filter(None, (self._hosted, self._next)):
             if not hosted.close(0.5 if lost else CLOSE_S):
                 self._log.note("the model could not be given back in time")
@@ -509,6 +517,7 @@ class Service:
                 self._probed(outcome.result)
             else:
                 self._count(outcome)
+        self._publishing.more()
         self._source.finished({outcome.frame.name: outcome.line for outcome in outcomes})
         self._alive()
 

@@ -70,12 +70,14 @@ class Appended:
 
     Attributes:
         size: bytes of whole lines.
+        inode: what it is, whatever it is called by now.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
+            self.inode = os.fstat(self._file).st_ino
             self.size = self._whole_lines()
             os.ftruncate(self._file, self.size)
             os.fsync(self._file)

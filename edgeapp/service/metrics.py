@@ -43,6 +43,7 @@ def render(state: State) -> str:
         _histograms("edgeapp_input_seconds", "From taking an input until its result is safe.", "", {"": total}),
         _counters("edgeapp_reloads_total", "Reloads of the model by result.", "result", told["reloads"]),
         _counters("edgeapp_gpu_errors_total", "CUDA errors by code.", "code", told["gpu_errors"]),
+        *_publishing(told["publishing"]),
         _gauge("edgeapp_disk_free_bytes", "Free space where results are written.", told["disk_free_bytes"]),
         *_process(),
     )
@@ -69,6 +70,19 @@ def write_file(path: str | Path, text: str) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise paths.refusal(f"cannot write {paths.printable(str(path))}", error, writing=True) from error
+
+
+def _publishing(receivers: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """What became of the results that are sent on."""
+    for name, key, help_text in (
+        ("edgeapp_published_total", "published", "Results that a receiver has acknowledged."),
+        ("edgeapp_publish_refused_total", "refused", "Results that a receiver does not want."),
+        ("edgeapp_publish_failures_total", "failures", "Attempts to send results that failed."),
+    ):
+        yield _counters(name, help_text, "to", {kind: told[key] for kind, told in receivers.items()})
+    waiting = [f'edgeapp_publish_waiting_bytes{{{_label("to", kind)}}} {told["waiting_bytes"]}'
+               for kind, told in receivers.items()]  # fmt: skip
+    yield _family("edgeapp_publish_waiting_bytes", "gauge", "Results that are not sent yet.", waiting)
 
 
 def _family(name: str, kind: str, help_text: str, samples: list[str]) -> str:

@@ -24,11 +24,11 @@ from edgeapp.records import Frame, Result
 from edgeapp.service.durable import Appended, sync_folder
 from edgeapp.service.ledger import Ledger
 from edgeapp.service.room import NoRoomError, Room
+from edgeapp.service.segments import CURRENT, name_after, newest
 from edgeapp.service.spool import ERROR_SUFFIX, PICTURE_SUFFIX, RESULT_SUFFIX, Spool, Stamp, dumps
 from edgeapp.sinks.jsonl import to_json
 from edgeapp.sinks.pictures import JPEG_QUALITY, annotate
 
-CURRENT = "results.jsonl"
 MOST_IN_GROUP = 256
 MOST_WAITING = 512
 """Results that wait for the disk: then the engine waits too."""
@@ -146,6 +146,12 @@ class Recorder:
         self._written = _ids(self._segment) if ledger.unfinished() else set()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """The inode of results.jsonl, and how many of its bytes are on the disk; any thread may ask."""
+        segment = self._segment
+        return segment.inode, segment.size
 
     def write(self, result: Result) -> None:
         """Have a result recorded; blocks while too many wait.
@@ -303,22 +309,22 @@ class Recorder:
         return self._spool.move(frame.name, item.folder, stamp, item.target, item.sidecars)
 
     def _rotate(self, more: int) -> None:
-        """Close the segment when it is full or old: it gets the time of that as its name."""
+        """Close the segment when it is full or old: it gets the time of that as its name, which is above all others."""
         segment = self._segment
         full = segment.size + more > self._writing.segment_bytes
         if not segment.size or not (full or time.monotonic() - self._opened_s > self._writing.segment_s):
             return
-        now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-        target = os.path.join(self._spool.results, f"{now}.jsonl")
+        results = self._spool.results
 
         def rotate() -> Appended:
             if os.path.lexists(segment.path):
-                os.rename(segment.path, target)
+                closed = name_after(newest(results), datetime.now(timezone.utc))
+                os.rename(segment.path, os.path.join(results, closed))
             fresh = Appended(segment.path)
-            sync_folder(self._spool.results)
+            sync_folder(results)
             return fresh
 
-        self._segment = self._room.patiently(f"write into {self._spool.results}", rotate)
+        self._segment = self._room.patiently(f"write into {results}", rotate)
         segment.close()
         self._opened_s = time.monotonic()
 

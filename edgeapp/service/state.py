@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -45,6 +46,25 @@ RECENT_S = 60
 RING_S = 64
 
 
+@dataclass
+class Published:
+    """What became of the results that are sent on to a receiver.
+
+    Attributes:
+        published: results that it has acknowledged.
+        refused: those that it does not want, and that were left out.
+        failures: attempts that failed, each to be made again.
+        waiting_bytes: results that are not sent yet.
+        down: the last attempt failed.
+    """
+
+    published: int = 0
+    refused: int = 0
+    failures: int = 0
+    waiting_bytes: int = 0
+    down: bool = False
+
+
 class State:
     """Counters, gauges and the latest results and errors; any thread may call, thousands of times a second.
 
@@ -58,6 +78,7 @@ class State:
         queue_depth: inputs that wait. in_flight: those that are being worked on. Set them, whenever it is convenient.
         disk_free_bytes: of the folder that results are written to; None until it is set.
         model: file, sha256, runtime ... of what serves now, keys being names of labels. Replace it as a whole.
+        publishing: webhook, mqtt -> what became of the results there.
     """
 
     def __init__(self, build: Mapping[str, str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,6 +86,7 @@ class State:
         self.queue_depth = self.in_flight = 0
         self.disk_free_bytes: int | None = None
         self.model: Mapping[str, str] = {}
+        self.publishing: dict[str, Published] = {}
         self._clock = clock
         self._lock = threading.Lock()
         self._started_at, self._started_s = time.time(), clock()
@@ -237,6 +259,7 @@ class State:
                 "queue_depth": self.queue_depth,
                 "in_flight": self.in_flight,
                 "disk_free_bytes": self.disk_free_bytes,
+                "publishing": {kind: asdict(told) for kind, told in self.publishing.items()},
                 "model": {key: _text(str(value)) for key, value in self.model.items()},
                 "build": {key: _text(str(value)) for key, value in self.build.items()},
             }
