@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from edgeapp import errors, paths
 
@@ -75,8 +75,9 @@ def parse_mqtt(url: str) -> Target:
         UsageError: it is neither.
     """
     scheme, host, port, path, query = _split(url, "--mqtt", ("mqtt", "mqtts"), "--mqtt-login")
-    prefix = path.strip("/") or f"edgeapp/{socket.gethostname()}"
-    if query or re.search(r"[+#]|//", prefix) or prefix.startswith("$") or len(prefix) > MOST_PREFIX_BYTES:
+    prefix = unquote(path).strip("/") or f"edgeapp/{socket.gethostname()}"
+    wrong = re.search(r"[+#\x00-\x1f\x7f\ufffd]|//|^\$", prefix)
+    if query or wrong or len(prefix.encode()) > MOST_PREFIX_BYTES:
         raise errors.UsageError(
             "--mqtt: the prefix of the topics is wrong",
             f"it has words between slashes, without + # ? and not beginning with $, {MOST_PREFIX_BYTES} bytes at most",
@@ -105,7 +106,7 @@ def _split(url: str, flag: str, schemes: tuple[str, ...], login: str) -> tuple[s
             raise ValueError("a port is 1 to 65535")
         if not parts.hostname:
             raise ValueError("it names no host")
-        if parts.fragment:
+        if "#" in url:
             raise ValueError("it has a #")
     except ValueError as error:
         raise errors.UsageError(f"{flag}: this is no URL to send to", str(error), f"{flag} {example}") from error

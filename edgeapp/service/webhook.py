@@ -82,13 +82,10 @@ class Webhook:
         with _cut_after(TIMEOUT_S, sock):
             connection.request("POST", self._target.path, b"".join(lines), headers)
             answer = connection.getresponse()
-        good = 200 <= answer.status < 300
-        if answer.status in REFUSED:
-            said = f"it answered {answer.status} {answer.reason}"
-            self._finish(answer, sock)
-            raise RefusedError(said)
         self._finish(answer, sock)
-        if not good:
+        if answer.status in REFUSED:
+            raise RefusedError(_status(answer))
+        if not 200 <= answer.status < 300:
             self.close()
             raise DownError(_status(answer), _seconds(answer.getheader("Retry-After")))
 
@@ -140,12 +137,13 @@ def _cut_after(seconds: float, sock: socket.socket) -> Iterator[None]:
     timer.start()
     try:
         yield
-    except (OSError, http.client.HTTPException) as error:
-        if cut.is_set():
-            raise TimeoutError from error
-        raise
+    except (OSError, http.client.HTTPException):
+        if not cut.is_set():
+            raise
     finally:
         timer.cancel()
+    if cut.is_set():  # what was read up to then looks as if the server had ended there
+        raise TimeoutError
 
 
 def _key(lines: Sequence[bytes]) -> str:
