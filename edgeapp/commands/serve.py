@@ -198,6 +198,7 @@ class Service:
         )
         stack.callback(self._recorder.end)
         self._publishing = Publishing(settings, spool, self._recorder, self._state, self._log)
+        stack.callback(self._publishing.end, 0.0)
         self._metrics_file = settings.metrics_file
         if self._metrics_file is None and (runtime := os.environ.get("RUNTIME_DIRECTORY")):
             self._metrics_file = os.path.join(runtime, "metrics.prom")

@@ -167,9 +167,10 @@ class Publisher:
         self._most = 1  # whatever made it fail, the first one through is small
         if self._outage is None:
             self._outage = _Outage(time.monotonic())
+            why = _reason(error)
             self._log.event(
-                "publish_down", f"cannot send results to {self._where}", level="warning", why=_reason(error),
-                fix="they wait in results/, and go out when it takes them",
+                "publish_down", f"cannot send results to {self._where}", level="warning", why=why,
+                reason=f"{self._where} {why}", fix="they wait in results/, and go out when it takes them",
             )  # fmt: skip
         delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * (1 << min(self._outage.attempts, 16)))
         self._outage.attempts += 1
@@ -181,7 +182,9 @@ class Publisher:
             after_s = time.monotonic() - self._outage.since_s
             self._outage = None
             self._told.down = False
-            self._log.event("publish_up", f"{self._where} takes results again", reason=f"after {after_s:.0f} s")
+            self._log.event(
+                "publish_up", f"{self._where} takes results again, after {after_s:.0f} s", reason=self._where
+            )
 
     def _sent(self, lines: Sequence[bytes]) -> None:
         try:

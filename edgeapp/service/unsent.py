@@ -67,7 +67,10 @@ class Unsent:
         self._saved: Position | None = None
         self._saved_s = float("-inf")
         self._position = self._kept() or self._end()
-        self.save(now=True)
+        try:
+            self.save(now=True)
+        except OSError as error:  # a full disk has room again some day: it is tried again and again
+            self._say(f"cannot write {self._path}: {(error.strerror or str(error)).lower()}")
 
     def _kept(self) -> Position | None:
         """The position on the disk; the very beginning when it cannot be understood."""

@@ -90,7 +90,7 @@ class Webhook:
             raise DownError(_status(answer), _seconds(answer.getheader("Retry-After")))
 
     def _connected(self) -> http.client.HTTPConnection:
-        if self._connection is None:
+        if self._connection is None or self._connection.sock is None:  # None: the server wants one for each request
             if self._headers_file:
                 try:
                     self._headers = read_headers(self._headers_file)
