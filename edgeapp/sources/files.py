@@ -307,6 +307,8 @@ def read_picture(
         try:
             if opened is not None:
                 opened(file)
+            if os.fstat(file.fileno()).st_size == 0:  # or a file of /proc, from which anything may come
+                raise errors.DataError(what, "the file is empty", fix)
             image = Image.open(file, formats=PICTURE_FORMATS)
             width, height = image.size
             if width * height > max_pixels:
@@ -326,9 +328,7 @@ def read_picture(
             picture_wh = (height, width) if orientation in SIDES_SWAPPED else (width, height)
             return to_rgb(image, orientation), picture_wh
         except UnidentifiedImageError as error:
-            empty = os.fstat(file.fileno()).st_size == 0
-            why = "the file is empty" if empty else "it is no picture of a known format"
-            raise errors.DataError(what, why, fix) from error
+            raise errors.DataError(what, "it is no picture of a known format", fix) from error
         except OSError as error:
             if error.errno is not None:
                 raise paths.refusal(what, error) from error
@@ -394,6 +394,8 @@ def read_tensors(path: str, opened: Callable[[BinaryIO], None] | None = None) ->
         try:
             if opened is not None:
                 opened(file)
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ValueError("it is empty")
             if path.lower().endswith(".npy"):
                 return {"": _read_array(file, os.fstat(file.fileno()).st_size)}
             tensors: Tensors = {}
