@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from edgeapp.service.listening import listener_at, parse_address
+
+REFUSED_S = 0.1
+"""No descriptor or thread is left: the next look is after so long."""
 
 
 class Clients:
@@ -31,6 +35,7 @@ class Clients:
         self._free = threading.BoundedSemaphore(most)
         self._socket = listener_at(parse_address(f"unix:{path}"))
         self._socket.setblocking(True)
+        self._closed = False
         threading.Thread(target=self._accept, name=name, daemon=True).start()
 
     def _accept(self) -> None:
@@ -38,9 +43,19 @@ class Clients:
             self._free.acquire()
             try:
                 client, _ = self._socket.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve_one, args=(client,), name=f"{self._name} client", daemon=True).start()
+            except OSError:
+                if self._closed:
+                    return
+                self._free.release()
+                time.sleep(REFUSED_S)
+                continue
+            thread = threading.Thread(target=self._serve_one, args=(client,), name=f"{self._name} client", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the client sees that it is closed
+                client.close()
+                self._free.release()
+                time.sleep(REFUSED_S)
 
     def _serve_one(self, client: socket.socket) -> None:
         try:
@@ -51,6 +66,7 @@ class Clients:
 
     def close(self) -> None:
         """Take no more clients; those that are there may go on."""
+        self._closed = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

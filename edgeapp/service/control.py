@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,18 +15,19 @@ Answer = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 MOST_REQUEST_BYTES = 1 << 16
 MOST_CLIENTS = 16
-REQUEST_S = 5.0
-"""A client that says nothing for so long is left."""
+REQUEST_S = 1.0
+"""Who has not asked in this time is left: others may wait."""
 
 
 def answering(answer: Answer) -> Callable[[socket.socket], None]:
     """What serves a client: one request, one answer; errors are told to the client."""
 
     def serve(client: socket.socket) -> None:
-        client.settimeout(REQUEST_S)
         with suppress(OSError):
             try:
-                told = dict(answer(_request(client)))
+                request = _request(client)
+                client.settimeout(REQUEST_S)
+                told = dict(answer(request))
             except errors.EdgeappError as error:
                 told = {
                     "error": {"what": error.what, "why": error.why, "fix": error.fix},
@@ -38,7 +40,9 @@ def answering(answer: Answer) -> Callable[[socket.socket], None]:
 
 def _request(client: socket.socket) -> dict[str, Any]:
     data = b""
+    until_s = time.monotonic() + REQUEST_S
     while not data.endswith(b"\n"):
+        client.settimeout(max(0.001, until_s - time.monotonic()))
         part = client.recv(4096)
         data += part
         if not part or len(data) > MOST_REQUEST_BYTES:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +26,9 @@ MOST_UNANSWERED = 64
 
 MOST_LINE_BYTES = 1 << 16
 
+ANSWER_S = 60.0
+"""A client of a socket that reads none of its results for so long is left."""
+
 
 class Client:
     """Reads paths and writes results until the reading ends and all is answered.
@@ -31,11 +36,13 @@ class Client:
     Args:
         reading, writing: descriptors.
         submit: takes a path and where its result goes; False when the service is ending.
+        leave: has the reading end; called when an answer cannot be written.
     """
 
-    def __init__(self, reading: int, writing: int, submit: Submit) -> None:
+    def __init__(self, reading: int, writing: int, submit: Submit, leave: Callable[[], None] = lambda: None) -> None:
         self._reading, self._writing = reading, writing
         self._submit = submit
+        self._leave = leave
         self._unanswered = threading.BoundedSemaphore(MOST_UNANSWERED)
         self._answers: SimpleQueue[bytes | None] = SimpleQueue()
 
@@ -52,9 +59,10 @@ class Client:
             writer.join()
 
     def _read(self) -> None:
-        rest = b""
-        while data := self._received():
-            lines = (rest + data).split(b"\n")
+        rest, data = b"", b"\n"
+        while data:
+            data = self._received()
+            lines = (rest + (data or b"\n")).split(b"\n")  # the last line may lack its newline
             rest = lines.pop()
             if len(rest) > MOST_LINE_BYTES:
                 return
@@ -78,12 +86,24 @@ class Client:
         return self._submit(path, self._answers.put)
 
     def _write(self) -> None:
+        gone = False
         while (answer := self._answers.get()) is not None:
-            with suppress(OSError):
-                rest = memoryview(answer)
+            try:
+                rest = memoryview(b"" if gone else answer)
                 while rest:
                     rest = rest[os.write(self._writing, rest) :]
+            except OSError:  # it is gone, or has read nothing for a long time
+                gone = True
+                with suppress(OSError):
+                    self._leave()
             self._unanswered.release()
+
+
+def serve_socket(client: socket.socket, submit: Submit) -> None:
+    """Serve a client of a socket."""
+    seconds, microseconds = divmod(round(ANSWER_S * 1e6), 10**6)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, microseconds))
+    Client(client.fileno(), client.fileno(), submit, lambda: client.shutdown(socket.SHUT_RDWR)).serve()
 
 
 def _refusal(path: str, why: str) -> bytes:
