@@ -50,7 +50,7 @@ def is_done(spool: Spool) -> bool:
 
 # --- killed, or refused, at a system call -----------------------------------------------------------------------------
 
-CALLS = ("openat", "write", "fsync", "fdatasync", "rename", "ftruncate")
+CALLS = ("openat", "write", "fsync", "fdatasync", "renameat2", "ftruncate")
 ERRNOS = ("ENOSPC", "EIO", "EROFS", "EDQUOT", "EMFILE", "EINTR", "ESTALE")
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
@@ -101,7 +101,7 @@ def test_killed_at_each_system_call_nothing_is_lost(
 
 @needs_strace
 @pytest.mark.parametrize("error", ERRNOS if CAMPAIGN else ("ENOSPC", "EIO"))
-@pytest.mark.parametrize("call", CALLS if CAMPAIGN else ("fdatasync", "rename"))
+@pytest.mark.parametrize("call", CALLS if CAMPAIGN else ("fdatasync", "renameat2"))
 def test_refused_system_call_loses_nothing(
     source_program: Program, tmp_path: Path, small: bytes, call: str, error: str
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 
 from edgeapp import errors, paths
 from edgeapp.log import Talk
-from edgeapp.service.durable import sync_folder
+from edgeapp.service.durable import rename_new, sync_folder
 from edgeapp.service.spool import ERROR_SUFFIX, Spool, free_name, stamp_of
 from edgeapp.settings import Settings
 
@@ -34,10 +35,14 @@ def retry(names: Sequence[str], settings: Settings, talk: Talk) -> int:
     except OSError as error:
         raise paths.refusal(f"cannot look into {paths.printable(spool.failed)}", error) from error
     wrong: list[errors.EdgeappError] = []
-    wanted = names or sorted(name for name in found if name + ERROR_SUFFIX in found)
+    reported = sorted(name for name in found if name + ERROR_SUFFIX in found)
+    reports = {name + ERROR_SUFFIX for name in reported}
+    wanted = [name for name in map(os.path.basename, names) if name not in reports] if names else reported
     for name in wanted:
         try:
-            _put_back(spool, os.path.basename(name))
+            if name not in found:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            _put_back(spool, name)
         except OSError as error:
             wrong.append(paths.refusal(f"cannot put back {paths.printable(name)}", error))
             talk.error(wrong[-1])
@@ -53,6 +58,6 @@ def retry(names: Sequence[str], settings: Settings, talk: Talk) -> int:
 def _put_back(spool: Spool, name: str) -> None:
     path = os.path.join(spool.failed, name)
     target = free_name(spool.watched, name, stamp_of(os.lstat(path)))
-    os.rename(path, spool.input(target))
+    rename_new(path, spool.input(target))
     with suppress(FileNotFoundError):
         os.unlink(path + ERROR_SUFFIX)

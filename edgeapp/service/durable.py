@@ -6,12 +6,16 @@ alike), so the file is synchronised before it, and the folder after it.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import threading
 from contextlib import suppress
 
 TEMPORARY = ".new"
 """How the names of unfinished files of ours end; what is left of them is removed at the next start."""
+
+AT_FDCWD, RENAME_NOREPLACE = -100, 1
 
 LOOKED_AT_BYTES = 16 << 20
 """At the end of a file of lines, for what was not finished: more than one call appends."""
@@ -45,6 +49,22 @@ def write_file(path: str, data: bytes) -> None:
         with suppress(OSError):
             os.unlink(part)
         raise
+
+
+def rename_new(source: str, target: str) -> None:
+    """Rename, but never over another file, where the file system knows how (renameat2(2)).
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if hasattr(library, "renameat2"):
+        if library.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), source, None, target)
+    os.rename(source, target)
 
 
 def remove_unfinished(folder: str) -> None:
@@ -96,6 +116,15 @@ class Appended:
                 return start + found + 1
             end = start
         return 0
+
+    @property
+    def intact(self) -> bool:
+        """Whether its name still leads to it, and nobody else has changed its length."""
+        try:
+            there, here = os.lstat(self.path), os.fstat(self._file)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, here) and here.st_size == self.size
 
     def tail(self, most: int) -> list[bytes]:
         """The last lines, of at most so many bytes."""

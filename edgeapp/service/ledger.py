@@ -63,7 +63,7 @@ class Ledger:
                 del self._attempts[name]
 
     def _append(self, record: dict[str, Any]) -> None:
-        if self._file.size > MOST_BYTES:
+        if self._file.size > MOST_BYTES or not self._file.intact:
             renewed = self._renewed()
             self._file.close()
             self._file = renewed

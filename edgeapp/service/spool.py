@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeapp import errors, paths
-from edgeapp.service.durable import TEMPORARY, remove_unfinished, sync_folder, write_file
+from edgeapp.service.durable import TEMPORARY, remove_unfinished, rename_new, sync_folder, write_file
 
 ERROR_SUFFIX, RESULT_SUFFIX, PICTURE_SUFFIX = ".error.json", ".json", ".annotated.jpg"
 SIDECARS = (ERROR_SUFFIX, RESULT_SUFFIX, PICTURE_SUFFIX)
@@ -61,24 +61,33 @@ class Spool:
         return self.watched, self.done, self.failed, self.results, self.state
 
     def make(self) -> None:
-        """Make the folders that are missing, and clear away what a killed process left in ours.
+        """Make the folders that are missing, and clear away what a killed process left in ours: hold `locked`.
 
         Raises:
             EdgeappError: one cannot be made or written, or inputs cannot be moved out of the watched folder.
         """
-        for folder in self.folders:
+        for number, folder in enumerate(self.folders):
             try:
                 os.makedirs(folder, exist_ok=True)
                 if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-                if folder != self.watched:
-                    remove_unfinished(folder)
-                if folder in (self.done, self.failed):
-                    _settle_sidecars(folder)
+                if number > 0:  # ours
+                    self._clear(folder)
             except OSError as error:
                 raise paths.refusal(f"cannot use the folder {paths.printable(folder)}", error, writing=True) from error
         for folder in (self.done, self.failed):
             self._try_to_move(folder)
+
+    def _clear(self, folder: str) -> None:
+        if os.path.samefile(folder, self.watched):
+            raise errors.ConfigurationError(
+                f"cannot watch {paths.printable(self.watched)}",
+                f"it is the spool's own {os.path.basename(folder)}/",
+                "give --watch a folder for inputs alone, or leave it out",
+            )
+        remove_unfinished(folder)
+        if folder in (self.done, self.failed):
+            _settle_sidecars(folder)
 
     def _try_to_move(self, folder: str) -> None:
         name = f".move{TEMPORARY}"
@@ -102,7 +111,7 @@ class Spool:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While the body runs, no other process serves this spool.
+        """While the body runs, no other process serves this spool or watches its folder; makes what is missing of both.
 
         Raises:
             SystemRefusedError: one does.
@@ -110,9 +119,14 @@ class Spool:
         path = os.path.join(self.state, "lock")
         with ExitStack() as stack:
             try:
+                os.makedirs(self.state, exist_ok=True)
+                os.makedirs(self.watched, exist_ok=True)
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 stack.callback(os.close, file)
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                folder = os.open(self.watched, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, folder)
+                _lock_if_possible(folder)
             except BlockingIOError as error:
                 raise errors.SystemRefusedError(
                     f"cannot serve {paths.printable(self.watched)}",
@@ -159,13 +173,14 @@ class Spool:
         pending = {os.path.join(folder, f".{target}{ending}{PENDING}"): there + ending for ending in sidecars}
         try:
             if stamp_of(os.lstat(self.input(name))) == stamp:
-                os.rename(self.input(name), there)
+                rename_new(self.input(name), there)
                 if stamp_of(moved := os.lstat(there)) == stamp:
                     for waiting, final in pending.items():
-                        os.rename(waiting, final)
+                        with suppress(FileNotFoundError):  # somebody has tidied up
+                            os.rename(waiting, final)
                     return True
                 # Replaced between the two calls: what came is a new input.
-                os.rename(there, self.input(free_name(self.watched, name, stamp_of(moved))))
+                rename_new(there, self.input(free_name(self.watched, name, stamp_of(moved))))
         except FileNotFoundError:
             pass
         for waiting in pending:
@@ -189,13 +204,26 @@ class Spool:
             sync_folder(folder)
 
 
+def _lock_if_possible(folder: int) -> None:
+    """Lock a folder where its file system can; NFS locks only what is open for writing, as no folder can be."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
+
+
 def free_name(folder: str, name: str, stamp: Stamp, taken: Container[str] = ()) -> str:
     """The name, or, where it or that of a sidecar is taken, NAME~TIME: when the file was last changed, UTC."""
     stem, suffix = os.path.splitext(name)
     if len(os.fsencode(suffix)) > MOST_SUFFIX_BYTES:
         stem, suffix = name, ""
     seconds, nanoseconds = divmod(stamp[3], 10**9)
-    when = f"~{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{nanoseconds:09d}"
+    try:
+        when = f"~{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{nanoseconds:09d}"
+    except (OverflowError, ValueError, OSError):  # a file can say that it is older or younger than any calendar
+        when = f"~{stamp[3]}"
     for added in itertools.chain(("", when), (f"{when}~{count}" for count in range(2, 1 << 16))):
         most = MOST_NAME_BYTES - len(os.fsencode(f".{added}{suffix}{PICTURE_SUFFIX}{PENDING}"))
         tried = os.fsdecode(os.fsencode(stem)[:most]) + added + suffix
