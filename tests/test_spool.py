@@ -5,23 +5,34 @@ from __future__ import annotations
 import errno
 import json
 import os
+import queue
 import resource
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from support import ROOT
 
 from edgeapp import errors
-from edgeapp.service.durable import Appended, remove_unfinished, write_file
+from edgeapp.records import Result
+from edgeapp.service import control, recorder, stream
+from edgeapp.service.clients import Clients
+from edgeapp.service.durable import Appended, remove_unfinished, rename_new, write_file
 from edgeapp.service.intake import Intake
 from edgeapp.service.ledger import MOST_BYTES, Ledger
+from edgeapp.service.recorder import Recorder, SpoolFrame, Writing
 from edgeapp.service.room import NoRoomError, Room
+from edgeapp.service.source import SpoolSource
 from edgeapp.service.spool import Spool, free_name, stamp_of
+from edgeapp.stopping import Stop
 
 
 @pytest.fixture
@@ -87,6 +98,37 @@ def test_tail_gives_whole_lines(tmp_path: Path) -> None:
     file.close()
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced", "emptied", "longer"])
+def test_file_that_somebody_else_changed_is_noticed(tmp_path: Path, how: str) -> None:
+    """What is appended to it would be lost, or come after a hole."""
+    path = tmp_path / "lines"
+    file = Appended(str(path))
+    file.append(b"one\n")
+    assert file.intact
+    if how == "deleted":
+        path.unlink()
+    elif how == "replaced":
+        (tmp_path / "other").write_bytes(b"one\n")
+        os.rename(tmp_path / "other", path)
+    else:
+        path.write_bytes(b"" if how == "emptied" else b"one\ntwo\n")
+    assert not file.intact
+    file.close()
+
+
+def test_renaming_never_replaces(tmp_path: Path) -> None:
+    """The other file stays, and so does this one."""
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    with pytest.raises(FileExistsError):
+        rename_new(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("a", "b")
+    rename_new(str(tmp_path / "a"), str(tmp_path / "c"))
+    assert sorted(os.listdir(tmp_path)) == ["b", "c"]
+    with pytest.raises(FileNotFoundError):
+        rename_new(str(tmp_path / "a"), str(tmp_path / "d"))
+
+
 def test_file_that_cannot_be_written_keeps_its_old_content(tmp_path: Path, small_files: None) -> None:
     """And nothing lies beside it."""
     path = tmp_path / "x"
@@ -139,6 +181,18 @@ def test_damaged_ledger_is_read_as_far_as_it_goes(tmp_path: Path, damage: bytes)
     ledger.close()
 
 
+@pytest.mark.parametrize("how", ["deleted", "emptied"])
+def test_ledger_that_somebody_removed_is_written_anew(tmp_path: Path, how: str) -> None:
+    """With all that counts, at the next entry."""
+    path = tmp_path / "ledger"
+    ledger = Ledger(str(path))
+    ledger.begin(["a"])
+    path.unlink() if how == "deleted" else path.write_bytes(b"")
+    ledger.begin(["b"])
+    ledger.close()
+    assert Ledger(str(path)).unfinished() == ["a", "b"]
+
+
 def test_ledger_stays_small(tmp_path: Path) -> None:
     """It is written anew when it is large, with what still counts."""
     path = tmp_path / "ledger"
@@ -189,6 +243,46 @@ def test_input_that_is_another_one_by_now_stays(spool: Spool, how: str) -> None:
     assert not spool.remove("a.jpg", stamp)
     assert os.listdir(spool.done) == []
     assert os.listdir(spool.watched) == ([] if how == "gone" else ["a.jpg"])
+
+
+def test_file_that_came_into_done_meanwhile_is_not_replaced(spool: Spool) -> None:
+    """Somebody puts a file there between the choice of the name and the move: both stay."""
+    stamp = put(spool, "a.jpg")
+    target = spool.prepare("a.jpg", spool.done, stamp, {})
+    Path(spool.done, target).write_text("mine")
+    with pytest.raises(FileExistsError):
+        spool.move("a.jpg", spool.done, stamp, target, {})
+    assert Path(spool.done, target).read_text() == "mine"
+    assert os.listdir(spool.watched) == ["a.jpg"]
+
+
+@pytest.mark.parametrize("seconds", [9 * 10**18, -(9 * 10**18), -1], ids=["far future", "far past", "1969"])
+def test_any_time_of_change_makes_a_name(spool: Spool, seconds: int) -> None:
+    """Also one that no calendar knows: file systems keep 64 bits of seconds."""
+    Path(spool.done, "a.jpg").touch()
+    name = free_name(spool.done, "a.jpg", (1, 2, 3, seconds * 10**9))
+    assert name.startswith("a~")
+    assert name.endswith(".jpg")
+
+
+@pytest.mark.parametrize("name", ["done", "failed", "results", "state"])
+def test_own_folders_are_not_watched(tmp_path: Path, name: str) -> None:
+    """What was done would be taken again, for ever; by another name of the folder too."""
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    (tmp_path / name).mkdir()
+    for watched in (tmp_path / name, tmp_path / "link"):
+        with pytest.raises(errors.ConfigurationError, match="own"):
+            Spool.at(str(tmp_path), str(watched)).make()
+
+
+def test_one_watched_folder_has_one_service(tmp_path: Path) -> None:
+    """Whatever their spools are: each input would be worked on twice."""
+    watched = str(tmp_path / "in")
+    one, other = Spool.at(str(tmp_path / "1"), watched), Spool.at(str(tmp_path / "2"), watched)
+    with one.locked(), pytest.raises(errors.SystemRefusedError, match="cannot serve"), other.locked():
+        pass
+    with other.locked():
+        pass
 
 
 def test_sidecars_of_a_killed_process_are_settled(spool: Spool) -> None:
@@ -270,13 +364,30 @@ def test_files_that_were_there_before_are_found(tmp_path: Path) -> None:
     intake.close()
 
 
+class SlowIntake(Intake):
+    """A stand-in for one of a folder that takes long to look through."""
+
+    def _look(self, now: float) -> None:
+        time.sleep(0.2)
+        super()._look(now)
+
+
+def test_files_of_a_large_folder_need_not_settle_for_long(tmp_path: Path) -> None:
+    """After a restart, a hundred thousand that wait are begun soon."""
+    (tmp_path / "a.jpg").touch()
+    intake = SlowIntake(str(tmp_path), 0.1, lambda: (), print)
+    assert taken(intake, 2.0) == ["a.jpg"]
+    intake.close()
+
+
 def test_lost_notices_lose_no_file(tmp_path: Path) -> None:
     """More files at once than the kernel's queue holds: looking finds the rest, each once."""
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     count = limit + 500
     if count > 40_000:
         pytest.skip("the kernel's queue is long here")
-    intake = Intake(str(tmp_path), 0.1, lambda: (), print)
+    busy: set[str] = set()
+    intake = Intake(str(tmp_path), 0.1, lambda: busy, print)
     intake.take(1)
     for number in range(count):
         os.close(os.open(tmp_path / f"{number}.jpg", os.O_WRONLY | os.O_CREAT))
@@ -284,9 +395,29 @@ def test_lost_notices_lose_no_file(tmp_path: Path) -> None:
     end = time.monotonic() + 20
     while len(found) < count and time.monotonic() < end:
         found += intake.take(1 << 20)
+        busy.update(found)
         time.sleep(0.01)
     assert len(found) == count
     assert len(set(found)) == count
+    intake.close()
+
+
+def test_folder_that_takes_the_place_of_the_watched_one_is_watched(tmp_path: Path) -> None:
+    """Its notices come, after it was found by looking; that of a folder that is gone is told."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    intake = Intake(str(folder), 0.1, lambda: (), print)
+    intake.take(1)
+    os.rename(folder, tmp_path / "old")
+    intake.look_again()
+    with pytest.raises(FileNotFoundError):
+        intake.take(1)
+    folder.mkdir()
+    intake.look_again()
+    intake.take(1)
+    (folder / "a.jpg").touch()
+    (tmp_path / "old" / "b.jpg").touch()
+    assert intake.take(9) == ["a.jpg"]
     intake.close()
 
 
@@ -335,7 +466,208 @@ def test_waiting_for_room_ends_with_the_service(tmp_path: Path) -> None:
     room = Room([str(tmp_path)], 1 << 62, lambda _: None, lambda: None)
     threading.Timer(0.1, room.end).start()
     with pytest.raises(NoRoomError):
-        room.wait_for_least()
+        room.wait_for_least(lambda: False)
+
+
+@pytest.fixture
+def make_source(spool: Spool) -> Iterator[Callable[..., SpoolSource]]:
+    """Sources of the spool that want so many bytes free."""
+    made: list[SpoolSource] = []
+
+    def make(ledger: Ledger, least: int = 1) -> SpoolSource:
+        room = Room(spool.folders, least, lambda _: None, lambda: None)
+        made.append(
+            SpoolSource(spool, ledger, room, Stop(), settle_s=0.05, most_attempts=3, probe_s=60,
+                        probe=lambda: SpoolFrame("", probe=True), say=print)
+        )  # fmt: skip
+        return made[-1]
+
+    yield make
+    for source in made:
+        source.close()
+
+
+def iterated(source: SpoolSource) -> tuple[threading.Thread, queue.SimpleQueue[SpoolFrame | None]]:
+    """A thread that asks for frames until there are no more, and the frames."""
+    frames: queue.SimpleQueue[SpoolFrame | None] = queue.SimpleQueue()
+    thread = threading.Thread(target=lambda: [frames.put(frame) for frame in source], daemon=True)
+    thread.start()
+    return thread, frames
+
+
+def next_name(frames: queue.SimpleQueue[SpoolFrame | None]) -> str:
+    while (frame := frames.get(timeout=10)) is None or frame.probe:
+        pass
+    return frame.name
+
+
+def test_full_disk_does_not_keep_the_source_from_its_end(spool: Spool, make_source: Callable[..., SpoolSource]) -> None:
+    """A reload, or an engine that is lost, does not wait for room."""
+    source = make_source(Ledger(f"{spool.state}/ledger"), 1 << 62)
+    thread, frames = iterated(source)
+    frames.get(timeout=5)
+    source.end()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+class FullLedger(Ledger):
+    """A stand-in for one on a full disk, while `full` is set."""
+
+    full = True
+
+    def begin(self, names: Any) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "full")
+        super().begin(names)
+
+
+def test_inputs_for_which_the_ledger_has_no_room_are_taken_again(
+    spool: Spool, make_source: Callable[..., SpoolSource]
+) -> None:
+    """A reload while the disk is full loses none of them."""
+    ledger = FullLedger(f"{spool.state}/ledger")
+    source = make_source(ledger)
+    put(spool, "a.jpg")
+    thread, _ = iterated(source)
+    until_s = time.monotonic() + 10
+    while not source.under_way and time.monotonic() < until_s:
+        time.sleep(0.01)
+    source.end()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert source.under_way == 0
+    ledger.full = False
+    source.again()
+    thread, frames = iterated(source)
+    assert next_name(frames) == "a.jpg"
+    source.end()
+    thread.join(5)
+
+
+def test_input_that_became_a_folder_is_left_alone(spool: Spool, make_source: Callable[..., SpoolSource]) -> None:
+    """As if it were gone; one that was listed by its path is told to be a folder."""
+    Path(spool.input("a.jpg")).mkdir()
+    source = make_source(Ledger(f"{spool.state}/ledger"))
+    frame = SpoolFrame(spool.input("a.jpg"), name="a.jpg")
+    source.read(frame)
+    assert frame.stamp is None
+    listed = SpoolFrame(spool.input("a.jpg"), name=spool.input("a.jpg"))
+    source.read(listed)
+    assert listed.error is not None
+    assert "it is a folder" in listed.error.what
+
+
+def test_suspected_input_whose_result_never_comes_keeps_nothing_from_its_end(
+    spool: Spool, make_source: Callable[..., SpoolSource]
+) -> None:
+    """The recorder gave up: the disk is full, or broken."""
+    ledger = Ledger(f"{spool.state}/ledger")
+    put(spool, "a.jpg")
+    ledger.begin(["a.jpg"])
+    source = make_source(ledger)
+    thread, frames = iterated(source)
+    assert next_name(frames) == "a.jpg"
+    source.end()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_results_that_wait_have_bounded_pictures(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is slow: who brings large pictures waits, however few they are."""
+    monkeypatch.setattr(recorder, "MOST_WAITING_BYTES", 1_000_000)
+    finished = threading.Event()
+    room = Room(spool.folders, 1, lambda _: None, lambda: None)
+    it = Recorder(spool, Ledger(f"{spool.state}/ledger"), room, Writing(group_s=0.3), most_attempts=3,
+                  finished=lambda _: finished.set())  # fmt: skip
+    large = [Result(SpoolFrame("x", image=Image.new("RGB", (500, 500))), "detect") for _ in range(3)]
+    it.write(large[0])
+    assert not finished.is_set()
+    it.write(large[1])
+    assert finished.is_set(), "1.5 MB of pictures were kept at once"
+    it.write(large[2])
+    it.close()
+
+
+# --- sockets ----------------------------------------------------------------------------------------------------------
+
+
+def connected(path: Path) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(10)
+    client.connect(str(path))
+    return client
+
+
+def test_clients_are_served_again_when_descriptors_are_free_again(tmp_path: Path) -> None:
+    """accept() fails for a while: nobody is served, then all are."""
+    clients = Clients(str(tmp_path / "s"), lambda client: client.sendall(b"served"), "x", 2)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            client.connect(str(tmp_path / "s"))
+            time.sleep(0.3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert client.recv(10) == b"served"
+    clients.close()
+
+
+def test_client_that_asks_too_slowly_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busily it sends."""
+    monkeypatch.setattr(control, "REQUEST_S", 0.3)
+    clients = Clients(str(tmp_path / "s"), control.answering(lambda _: {"yes": 1}), "x", 1)
+    with connected(tmp_path / "s") as slow, connected(tmp_path / "s") as other:
+        other.sendall(b"{}\n")
+        other.settimeout(0.01)
+        answer = b""
+        for _ in range(300):
+            with suppress(OSError):
+                slow.send(b" ")
+            try:
+                answer = other.recv(100)
+                break
+            except TimeoutError:
+                continue
+    clients.close()
+    assert b"yes" in answer
+
+
+def listening(path: Path) -> tuple[Clients, list[str]]:
+    """Something that takes paths, and answers each at once."""
+    taken: list[str] = []
+
+    def submit(name: str, reply: stream.Reply) -> bool:
+        taken.append(name)
+        reply(b"x" * 10_000 + b"\n")
+        return True
+
+    return Clients(str(path), lambda client: stream.serve_socket(client, submit), "x", 1), taken
+
+
+def test_last_path_may_lack_its_newline(tmp_path: Path) -> None:
+    """It has a result like the others."""
+    clients, taken = listening(tmp_path / "s")
+    with connected(tmp_path / "s") as client:
+        client.sendall(b"/a.jpg\n/b.jpg")
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as answers:
+            assert len(answers.readlines()) == 2
+    clients.close()
+    assert taken == ["/a.jpg", "/b.jpg"]
+
+
+def test_client_that_reads_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not keep its place from others for ever."""
+    monkeypatch.setattr(stream, "ANSWER_S", 0.2)
+    clients, _ = listening(tmp_path / "s")
+    with connected(tmp_path / "s") as deaf, connected(tmp_path / "s") as other:
+        deaf.sendall(b"/a.jpg\n" * 200)
+        other.sendall(b"/b.jpg\n")
+        assert other.recv(10) == b"x" * 10
+    clients.close()
 
 
 def test_ledger_lines_are_json(tmp_path: Path) -> None:

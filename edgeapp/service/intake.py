@@ -23,8 +23,8 @@ UNFINISHED_SUFFIXES = (".part", ".partial", ".tmp", ".crdownload")
 """How programs that copy and download call files that they have not finished; hidden files are no inputs either."""
 
 LOOK_EVERY_S = 5.0
-LOOKING_SHARE = 0.05
-"""Looking through a large folder takes at most this share of the time."""
+LOOKING_SHARE, SETTLING_SHARE = 0.05, 0.25
+"""Looking through a large folder takes at most this share of the time, and while files settle this one."""
 
 
 def is_input(name: str) -> bool:
@@ -62,7 +62,9 @@ class Intake:
         self._whole: dict[str, None] = {}
         self._seen: dict[str, _Seen] = {}
         self._next_look_s = 0.0
+        self._say = say
         self._notices = _watch(folder, say)
+        self._place = _place(folder)
 
     @property
     def descriptor(self) -> int | None:
@@ -84,8 +86,11 @@ class Intake:
         if now >= self._next_look_s:
             self._look(now)
             spent_s = time.monotonic() - now
-            pause_s = min(LOOK_EVERY_S, self._settle_s / 2) if self._seen else LOOK_EVERY_S
-            self._next_look_s = now + max(pause_s, spent_s / LOOKING_SHARE)
+            if self._seen:
+                pause_s = max(min(LOOK_EVERY_S, self._settle_s / 2), spent_s / SETTLING_SHARE)
+            else:
+                pause_s = max(LOOK_EVERY_S, spent_s / LOOKING_SHARE)
+            self._next_look_s = now + pause_s
         names = list(itertools.islice(self._whole, most))
         for name in names:
             del self._whole[name]
@@ -114,7 +119,14 @@ class Intake:
                     self._seen.pop(name, None)
 
     def _look(self, now: float) -> None:
-        """Look through the folder; what has settled is whole."""
+        """Look through the folder; what has settled is whole.
+
+        Raises:
+            OSError: it cannot be looked through.
+        """
+        if (place := _place(self._folder)) != self._place:  # another one has its name now, of which no notices come
+            self.close()
+            self._notices, self._place = _watch(self._folder, self._say), place
         busy = self._busy()
         seen: dict[str, _Seen] = {}
         settled: list[tuple[int, str]] = []
@@ -127,6 +139,8 @@ class Intake:
                     if entry.is_dir(follow_symlinks=False):
                         continue
                     status = entry.stat(follow_symlinks=False)
+                except PermissionError:  # the folder's: it is so with all of them
+                    raise
                 except OSError:  # gone
                     continue
                 before = self._seen.get(name)
@@ -142,6 +156,11 @@ class Intake:
     def close(self) -> None:
         if self._notices is not None:
             os.close(self._notices)
+
+
+def _place(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _watch(folder: str, say: Callable[[str], None]) -> int | None:

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -21,7 +22,7 @@ from typing import Any
 
 from edgeapp import errors, paths
 from edgeapp.records import Frame, Result
-from edgeapp.service.durable import Appended, sync_folder
+from edgeapp.service.durable import Appended, rename_new, sync_folder
 from edgeapp.service.ledger import Ledger
 from edgeapp.service.room import NoRoomError, Room
 from edgeapp.service.segments import CURRENT, name_after, newest
@@ -31,7 +32,8 @@ from edgeapp.sinks.pictures import JPEG_QUALITY, annotate
 
 MOST_IN_GROUP = 256
 MOST_WAITING = 512
-"""Results that wait for the disk: then the engine waits too."""
+MOST_WAITING_BYTES = 128 << 20
+"""Results that wait for the disk, and what their pictures and tensors may take: then the engine waits too."""
 
 SEARCHED_BYTES = 8 << 20
 """At the end of the results, for what was written just before the process was killed."""
@@ -52,6 +54,8 @@ class SpoolFrame(Frame):
         taken_s: when it was taken, seconds of time.perf_counter.
         worn_out: it was begun too often to be begun again.
         probe: no input but one of ours, that shows that all steps work.
+        thumbnail: a small JPEG of it, for who looks at the page.
+        kept_bytes: what its result keeps in memory until it is recorded, without the small things.
     """
 
     name: str = ""
@@ -61,6 +65,8 @@ class SpoolFrame(Frame):
     taken_s: float = 0.0
     worn_out: bool = False
     probe: bool = False
+    thumbnail: bytes | None = None
+    kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,9 @@ class Recorder:
     Args:
         most_attempts: an error that may pass makes an input fail when it was begun so often.
         finished: told the outcomes of every group, on that thread, when they are on the disk.
+
+    Attributes:
+        error: why nothing is recorded any more; None while all is well.
     """
 
     def __init__(
@@ -140,7 +149,9 @@ class Recorder:
         self._most_attempts = most_attempts
         self._finished = finished
         self._waiting: queue.Queue[Result | None] = queue.Queue(MOST_WAITING)
-        self._error: BaseException | None = None
+        self._waiting_bytes = 0
+        self._fewer_bytes = threading.Condition()
+        self.error: BaseException | None = None
         self._segment = Appended(os.path.join(spool.results, CURRENT))
         self._opened_s = time.monotonic()
         self._written = _ids(self._segment) if ledger.unfinished() else set()
@@ -159,6 +170,13 @@ class Recorder:
         Raises:
             EdgeappError: an earlier one could not be.
         """
+        assert isinstance(result.frame, SpoolFrame)
+        size = result.frame.kept_bytes = _kept_bytes(result)
+        with self._fewer_bytes:
+            while self._waiting_bytes and self._waiting_bytes + size > MOST_WAITING_BYTES:
+                self._check()
+                self._fewer_bytes.wait(1.0)
+            self._waiting_bytes += size
         while True:
             self._check()
             try:
@@ -167,8 +185,8 @@ class Recorder:
                 continue
 
     def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def close(self) -> None:
         """Wait until all is on the disk.
@@ -196,13 +214,21 @@ class Recorder:
                 self._commit(items)
                 write_s = time.perf_counter() - started
                 self._finished([Outcome(item.result, item.frame, item.kind, item.line, write_s) for item in items])
+                self._let_go(group)
             return
         except NoRoomError:
             pass
         except BaseException as error:
-            self._error = error
-        while self._waiting.get() is not None:
-            pass  # who writes must not block for ever
+            self.error = error
+        while (result := self._waiting.get()) is not None:
+            self._let_go([result])  # who writes must not block for ever
+
+    def _let_go(self, group: Sequence[Result]) -> None:
+        with self._fewer_bytes:
+            for frame in (result.frame for result in group):
+                assert isinstance(frame, SpoolFrame)
+                self._waiting_bytes -= frame.kept_bytes
+            self._fewer_bytes.notify_all()
 
     def _next_group(self) -> list[Result]:
         """The results that wait, at least one; empty at the end."""
@@ -231,6 +257,7 @@ class Recorder:
         listed = os.path.isabs(frame.name)
         if frame.stamp is None and not listed:
             return _Item(result, frame, "gone")
+        picture = self._picture(result) if not listed else b""
         if result.error is None:
             item = _Item(result, frame, "done", folder=self._spool.done)
         elif isinstance(result.error, TRANSIENT) and not listed and not self._worn_out(frame):
@@ -239,7 +266,7 @@ class Recorder:
             item = _Item(result, frame, "failed", folder=self._spool.failed)
         record = self._record(result, frame)
         item.line = line = dumps(record)
-        item.known = self._ledger.count(frame.name) > 1 and record["id"] in self._written
+        item.known = self._ledger.count(frame.name) > 1 and (record["name"], record["id"]) in self._written
         if listed:  # it stays where it is
             item.folder = ""
             return item
@@ -247,11 +274,24 @@ class Recorder:
             item.sidecars[ERROR_SUFFIX] = line
         elif self._writing.json:
             item.sidecars[RESULT_SUFFIX] = line
-        if item.kind == "done" and self._writing.pictures and frame.image is not None:
-            picture = io.BytesIO()
-            annotate(result).save(picture, "JPEG", quality=JPEG_QUALITY)
-            item.sidecars[PICTURE_SUFFIX] = picture.getvalue()
+        if item.kind == "done" and picture:
+            item.sidecars[PICTURE_SUFFIX] = picture
         return item
+
+    def _picture(self, result: Result) -> bytes:
+        """The annotated picture, b"" where there is none; the input fails when it cannot be made."""
+        if result.error is not None or not self._writing.pictures or result.frame.image is None:
+            return b""
+        picture = io.BytesIO()
+        try:
+            annotate(result).save(picture, "JPEG", quality=JPEG_QUALITY)
+        except (OSError, ValueError, ArithmeticError) as error:
+            width, height = result.frame.image.size
+            result.error = errors.DataError(
+                f"cannot draw {paths.printable(result.frame.path)}: {width}x{height} pixels", str(error),
+                "leave out --write pictures, or give it pictures of at most 65500 pixels a side",
+            )  # fmt: skip
+        return picture.getvalue()
 
     def _worn_out(self, frame: SpoolFrame) -> bool:
         return self._ledger.count(frame.name) >= self._most_attempts
@@ -281,7 +321,7 @@ class Recorder:
         lines = b"".join(item.line for item in items if not item.known) if self._writing.jsonl else b""
         if lines:
             self._rotate(len(lines))
-            patiently(f"write {self._segment.path}", partial(self._segment.append, lines))
+            patiently(f"write {self._segment.path}", partial(self._append, lines))
         moved = [item for item in items if item.folder]
         taken: set[str] = set()
         for item in moved:
@@ -297,6 +337,12 @@ class Recorder:
         names = [item.frame.name for item in items if item.kind in ("done", "failed", "gone")]
         patiently(f"write into {spool.state}", partial(self._ledger.end, names))
 
+    def _append(self, lines: bytes) -> None:
+        if not self._segment.intact:  # somebody has moved, deleted or emptied it
+            self._segment, gone = self._next_segment(), self._segment
+            gone.close()
+        self._segment.append(lines)
+
     def _prepare(self, item: _Item, taken: Container[str]) -> str:
         assert item.frame.stamp is not None
         return self._spool.prepare(item.frame.name, item.folder, item.frame.stamp, item.sidecars, taken)
@@ -309,32 +355,43 @@ class Recorder:
         return self._spool.move(frame.name, item.folder, stamp, item.target, item.sidecars)
 
     def _rotate(self, more: int) -> None:
-        """Close the segment when it is full or old: it gets the time of that as its name, which is above all others."""
+        """Close the segment when it is full or old."""
         segment = self._segment
         full = segment.size + more > self._writing.segment_bytes
         if not segment.size or not (full or time.monotonic() - self._opened_s > self._writing.segment_s):
             return
-        results = self._spool.results
-
-        def rotate() -> Appended:
-            if os.path.lexists(segment.path):
-                closed = name_after(newest(results), datetime.now(timezone.utc))
-                os.rename(segment.path, os.path.join(results, closed))
-            fresh = Appended(segment.path)
-            sync_folder(results)
-            return fresh
-
-        self._segment = self._room.patiently(f"write into {results}", rotate)
+        self._segment = self._room.patiently(f"write into {self._spool.results}", self._next_segment)
         segment.close()
         self._opened_s = time.monotonic()
 
+    def _next_segment(self) -> Appended:
+        """A new results.jsonl; what has that name is closed, and gets one that is above all others."""
+        results, path = self._spool.results, self._segment.path
+        with suppress(FileNotFoundError):
+            if os.lstat(path).st_size:
+                closed = name_after(newest(results), datetime.now(timezone.utc))
+                rename_new(path, os.path.join(results, closed))
+            else:
+                os.unlink(path)  # a reader knows by the inode that it is another one
+        fresh = Appended(path)
+        sync_folder(results)
+        return fresh
 
-def _ids(segment: Appended) -> set[str]:
-    """Ids of the latest results: their inputs may not have been moved yet."""
+
+def _kept_bytes(result: Result) -> int:
+    """Bytes of what a result keeps in memory, without the small things."""
+    image = result.frame.image
+    pixels = image.width * image.height * len(image.getbands()) if image is not None else 0
+    return pixels + sum(array.nbytes for array in result.tensors.values())
+
+
+def _ids(segment: Appended) -> set[tuple[str, str]]:
+    """Names and ids of the latest results: their inputs may not have been moved yet."""
     ids = set()
     for line in segment.tail(SEARCHED_BYTES):
         try:
-            ids.add(json.loads(line)["id"])
+            record = json.loads(line)
+            ids.add((record["name"], record["id"]))
         except (ValueError, TypeError, KeyError):
             continue
     return ids

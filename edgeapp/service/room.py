@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class NoRoomError(Exception):
-    """The service is to end while the disk is full: what is not written stays undone, its inputs where they are."""
+    """The disk is full and nobody waits for it any longer: what is not written stays undone, its input where it is."""
 
 
 class Room:
@@ -51,27 +51,32 @@ class Room:
         """Of the fullest of the file systems."""
         return min(status.f_bavail * status.f_frsize for status in map(os.statvfs, self._folders))
 
-    def wait_for_least(self) -> None:
+    def wait_for_least(self, leave: Callable[[], bool]) -> None:
         """Wait until there is the least free space.
 
+        Args:
+            leave: whether to wait no longer.
+
         Raises:
-            NoRoomError: `end` was called.
+            OSError: a folder is gone.
+            NoRoomError: `end` was called, or `leave` says so.
         """
         if self.free_bytes() >= self._least_bytes:
             return
         least = f"less than {self._least_bytes >> 20} MB are free"
-        self._wait("least", least, lambda: self.free_bytes() >= self._least_bytes * MARGIN)
+        self._wait("least", least, lambda: self.free_bytes() >= self._least_bytes * MARGIN, leave)
 
-    def patiently(self, what: str, step: Callable[[], T]) -> T:
+    def patiently(self, what: str, step: Callable[[], T], leave: Callable[[], bool] = lambda: False) -> T:
         """Do a step, again and again while the disk is full.
 
         Args:
             what: "write /spool/results/results.jsonl".
             step: can be repeated when it raised OSError.
+            leave: whether to wait no longer.
 
         Raises:
             EdgeappError: it failed for another reason.
-            NoRoomError: `end` was called while the disk is full.
+            NoRoomError: `end` was called while the disk is full, or `leave` says so.
         """
         done: list[T] = []
 
@@ -85,14 +90,14 @@ class Room:
             return True
 
         if not tried():
-            self._wait(what, f"cannot {what}: no space is left", tried)
+            self._wait(what, f"cannot {what}: no space is left", tried, leave)
         return done[0]
 
-    def _wait(self, key: str, reason: str, ready: Callable[[], bool]) -> None:
+    def _wait(self, key: str, reason: str, ready: Callable[[], bool], leave: Callable[[], bool]) -> None:
         self._tell(key, reason)
         try:
             while not ready():
-                if self._ended.wait(RETRY_S):
+                if self._ended.wait(RETRY_S) or leave():
                     raise NoRoomError
                 self._alive()
         finally:

@@ -173,6 +173,9 @@ class SpoolSource:
         except OSError as error:
             frame.error = frame.error or paths.refusal(f"cannot read {paths.printable(frame.path)}", error)
             return
+        if stat.S_ISDIR(status.st_mode) and not os.path.isabs(frame.name):
+            frame.error = errors.DataError(f"cannot read {paths.printable(frame.path)}: it became a folder")
+            return  # without a stamp, as one that is gone: folders in the folder are left alone
         frame.stamp = stamp_of(status)
         refused = _refused(frame.path, status)
         if frame.worn_out and refused is None:
@@ -189,7 +192,7 @@ class SpoolSource:
             yield self._probe()
             yield None
             while not self._ending():
-                self._room.wait_for_least()
+                self._room.wait_for_least(self._ending)
                 if names := self._take() if self._going.is_set() else []:
                     yield from self._begun(names)
                     self._given_s = time.monotonic()
@@ -202,6 +205,13 @@ class SpoolSource:
                 self._wait()
         except NoRoomError:
             return
+        except OSError as error:
+            what = f"cannot look into {paths.printable(str(error.filename or self._spool.watched))}"
+            if isinstance(error, FileNotFoundError):
+                raise errors.InputOutputError(
+                    what, "it was deleted or moved away", "a restart makes it anew"
+                ) from error
+            raise paths.refusal(what, error) from error
 
     def _take(self) -> list[str]:
         """Inputs to begin, those that were listed first."""
@@ -234,7 +244,7 @@ class SpoolSource:
         self._busy.update(names)
         fresh = dict.fromkeys(name for name in names if not self._ledger.count(name))
         if fresh:
-            self._begin(fresh)
+            self._begin(fresh, names, ())
         for index, name in enumerate(names):
             if self._ending():
                 self._give_back(names[index:], fresh)
@@ -245,14 +255,19 @@ class SpoolSource:
             elif count >= self._most_attempts:
                 yield self._frame(name, _worn_out(name, count))
             else:
-                self._begin([name])
+                self._begin([name], names[index:], fresh)
                 yield None
                 yield self._frame(name)
                 yield None
                 self._wait_for(name)
 
-    def _begin(self, names: Collection[str]) -> None:
-        self._room.patiently("write the ledger", partial(self._ledger.begin, names))
+    def _begin(self, names: Collection[str], taken: list[str], begun: Collection[str]) -> None:
+        """Have the ledger know of some names; if there is no room for that, give back those of them that were taken."""
+        try:
+            self._room.patiently("write the ledger", partial(self._ledger.begin, names), self._ending)
+        except NoRoomError:
+            self._give_back(taken, begun)
+            raise
 
     def _frame(self, name: str, error: errors.EdgeappError | None = None) -> SpoolFrame:
         return SpoolFrame(
@@ -265,7 +280,7 @@ class SpoolSource:
         )
 
     def _wait_for(self, name: str) -> None:
-        while name in self._busy and not self._quit.asked():
+        while name in self._busy and not self._ending():
             self._quit.poll(self._wake)
             self._drain_wake()
 
@@ -306,7 +321,9 @@ def _worn_out(name: str, attempts: int) -> errors.EdgeappError:
 def _note_digest(frame: SpoolFrame, file: BinaryIO) -> None:
     """The SHA-256 of a file that is then read from its beginning."""
     digest = hashlib.sha256()
-    while data := file.read(READ_BYTES):
+    left = os.fstat(file.fileno()).st_size  # not more: it may grow for ever, and files of /proc claim none
+    while left > 0 and (data := file.read(min(left, READ_BYTES))):
         digest.update(data)
+        left -= len(data)
     frame.sha256 = digest.hexdigest()
     file.seek(0)
