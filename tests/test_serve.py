@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_killed_at_any_time_loses_nothing(source_program: Program, spool: Spool,
             time.sleep(0.4 + chance.random() * 0.6)
             it.process.kill()
         kills += 1
-    with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL):
+    with serving(source_program, spool, "--settle-s", "0.05", "--attempts", "50", engine=MODEL):
         until(lambda: not spool.waiting, "all")
         time.sleep(0.2)
     assert kills > 2
@@ -259,10 +260,12 @@ def test_retry_puts_failed_inputs_back(program: Program, spool: Spool, small: li
         it.wait_done(4)
         assert (spool.done / "b.jpg").read_bytes() == small[0]
         assert not (spool.failed / "b.jpg.error.json").exists()
-        assert program("retry", "--spool", spool.root).returncode == 0
+        assert program("retry", "--spool", spool.root, f"{spool.failed}/").returncode == 66, "a folder is no input"
+        assert program("retry", "--spool", spool.root, *spool.failed.iterdir()).returncode == 0
         it.wait_done(6)
         assert it.stop() == 0
     assert sorted(path.name for path in spool.failed.iterdir() if path.suffix == ".jpg") == ["a.jpg", "c.jpg"]
+    assert len(list(spool.failed.iterdir())) == 4
     assert program("retry", "--spool", "/nonexistent").returncode == 66
 
 
@@ -317,12 +320,40 @@ def test_plan_waits_for_its_gpu(program: Program, spool: Spool, tmp_path: Path) 
     assert said.count(b"error") == 1
 
 
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
+def test_service_that_waits_for_its_gpu_can_be_ended(source_program: Program, spool: Spool, tmp_path: Path) -> None:
+    """By a drain too; a reload is refused, and systemd is not told that it is ready."""
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(lzma.decompress((DEMO / "model.plan.xz").read_bytes()))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with serving(source_program, spool, engine=plan, env=env, ready=False) as it:
+            until(lambda: (spool.root / "state" / "control.sock").exists() and not it.ready(), "control")
+            reload = it.ctl("reload", "--wait")
+            assert reload.returncode == 74
+            assert "starting" in reload.stderr
+            assert it.ctl("drain").returncode == 0
+            assert it.process.wait(10) == 0
+        heard = b""
+        with suppress(BlockingIOError):
+            while True:
+                heard += listener.recv(4096)
+        assert b"STATUS" in heard
+        assert b"READY" not in heard
+
+
 def test_second_service_on_a_spool_is_refused(program: Program, spool: Spool) -> None:
     """71, and the first goes on."""
     with serving(program, spool, engine=MODEL) as it:
+        under_way = [spool.done / ".x.jpg.json.pending", spool.results / ".1.new"]
+        for path in under_way:
+            path.touch()
         second = program("serve", "--engine", MODEL, "--spool", spool.root)
         assert second.returncode == 71
         assert "another process" in second.stderr
+        assert all(path.exists() for path in under_way), "the second one tidied up after the first"
         assert it.ready()
 
 
@@ -354,6 +385,82 @@ def test_wrong_settings_end_with_their_code(program: Program, words: list[str | 
     outcome = program("serve", *words)
     assert outcome.returncode == code, outcome
     assert said in outcome.stderr
+
+
+@pytest.mark.parametrize("name", ["in", "done"])
+def test_folder_that_disappears_ends_the_process_until_a_restart(
+    source_program: Program, spool: Spool, small: list[bytes], name: str
+) -> None:
+    """74, with its name; the next process makes it anew."""
+    with serving(source_program, spool, engine=MODEL, stderr=subprocess.PIPE) as it:
+        os.rename(spool.root / name, spool.root / "away")
+        it.ctl("resume")  # it looks at once
+        _, said = it.process.communicate(timeout=20)
+        assert it.process.returncode == 74
+    assert f"{spool.root}/{name}; why: it was deleted or moved away" in said.decode()
+    with serving(source_program, spool, engine=MODEL) as it:
+        spool.put(small[0], "a.jpg")
+        it.wait_done(1)
+        assert it.stop() == 0
+
+
+def test_result_that_cannot_be_kept_ends_the_process_soon(
+    source_program: Program, spool: Spool, small: list[bytes]
+) -> None:
+    """Not when the next input comes; and the input is still there."""
+    with serving(source_program, spool, engine=MODEL, ready=False) as it:
+        until(it.ready, "ready")
+        spool.done.rmdir()
+        spool.done.write_text("no folder")
+        spool.put(small[0], "a.jpg")
+        assert it.process.wait(6) == 73
+    assert spool.waiting == [b"a.jpg"]
+
+
+@pytest.mark.parametrize("how", ["deleted", "emptied"])
+def test_results_that_somebody_removes_do_not_take_later_ones_along(
+    source_program: Program, spool: Spool, small: list[bytes], how: str
+) -> None:
+    """The next one is in a new file, or at the beginning of the old one."""
+    results = spool.results / "results.jsonl"
+    for _ in range(2):
+        with serving(source_program, spool, engine=MODEL) as it:
+            spool.put(small[0], "a.jpg")
+            it.wait_done(1)
+            results.unlink() if how == "deleted" else os.truncate(results, 0)
+            spool.put(small[1], "b.jpg")
+            it.wait_done(2)
+            assert it.stop() == 0
+        assert [line["name"] for line in spool.lines()] == ["b.jpg"]
+
+
+def test_same_bytes_under_another_name_have_a_result_of_their_own(
+    source_program: Program, spool: Spool, small: list[bytes]
+) -> None:
+    """Also when the process was killed in between, and looks whether the result is there already."""
+    for name in ("a.jpg", "b.jpg"):
+        (spool.root / "state").mkdir(exist_ok=True)
+        (spool.root / "state" / "ledger").write_text('{"begin": ["b.jpg"]}\n')
+        spool.put(small[0], name)
+        with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL) as it:
+            it.wait_done(1)
+            assert it.stop() == 0
+    assert [line["name"] for line in spool.lines()] == ["a.jpg", "b.jpg"]
+
+
+def test_picture_that_cannot_be_drawn_fails(source_program: Program, spool: Spool, small: list[bytes]) -> None:
+    """A side is longer than a JPEG's may be: that input fails, the service goes on."""
+    wide = io.BytesIO()
+    Image.new("RGB", (70_000, 8)).save(wide, "PNG")
+    with serving(source_program, spool, "--write", "jsonl", "pictures", engine=MODEL) as it:
+        spool.put(wide.getvalue(), "wide.png")
+        spool.put(small[0], "a.jpg")
+        it.wait_done(2, 8)
+        assert it.stop() == 0
+    spool.assert_each_once()
+    report = json.loads((spool.failed / "wide.png.error.json").read_text())
+    assert "70000x8" in report["error"]["what"]
+    assert (spool.done / "a.jpg.annotated.jpg").is_file()
 
 
 def test_closed_standard_streams_harm_nothing(source_program: Program, spool: Spool, small: list[bytes]) -> None:
@@ -542,6 +649,18 @@ def test_paths_on_a_socket_get_their_results(program: Program, spool: Spool, tmp
     assert len(spool.lines()) == len(wanted) - 1
 
 
+def test_file_without_an_end_is_no_input(source_program: Program, spool: Spool, tmp_path: Path) -> None:
+    """Of /proc, which claims no size and gives terabytes."""
+    place = tmp_path / "paths.sock"
+    with serving(source_program, spool, "--listen", place, engine=MODEL) as it, socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(place))
+        client.sendall(b"/proc/self/pagemap\n")
+        with client.makefile("rb") as answers:
+            assert json.loads(answers.readline())["error"]["why"] == "the file is empty"
+        assert it.stop() == 0
+
+
 def test_accepted_path_is_finished_by_the_next_process(source_program: Program, spool: Spool, tmp_path: Path) -> None:
     """The ledger keeps it when the process is killed."""
     Image.new("RGB", (9000, 9000)).save(tmp_path / "large.png", compress_level=1)
@@ -597,6 +716,71 @@ def test_reload_serves_the_new_model_and_keeps_the_old_one_if_it_is_bad(
     lines = {line["name"]: line for line in spool.lines()}
     assert not any("error" in line for line in lines.values())
     assert not lines["c.jpg"]["detections"], "the threshold of the new card holds"
+
+
+COUNTS_RUNNERS = """
+import atexit, gc, os, sys
+from edgeapp import cli
+from edgeapp.pipeline import Direct
+gc.disable()
+atexit.register(lambda: print("runners", sum(isinstance(o, Direct) for o in gc.get_objects()), flush=True))
+cli.main(sys.argv[1:])
+"""
+"""The program, with garbage collected only where it asks for that itself."""
+
+
+def test_models_of_the_past_leave_no_memory_behind(source_program: Program, spool: Spool, tmp_path: Path) -> None:
+    """A reload gives back the old model's memory at once, not when the interpreter comes round to it."""
+    (tmp_path / "counts.py").write_text(COUNTS_RUNNERS)
+    counting = Program([source_program.command[0], str(tmp_path / "counts.py")], tmp_path, source_program.env)
+    with serving(counting, spool, engine=MODEL, stdout=subprocess.PIPE) as it:
+        for count in range(1, 5):
+            it.process.send_signal(signal.SIGHUP)
+            until(lambda count=count: it.status()["reloads"]["done"] == count, "reload")  # type: ignore[misc]
+        it.process.terminate()
+        said, _ = it.process.communicate(timeout=30)
+    assert int(said.split()[1]) <= 2
+
+
+LOADS_SLOWLY = """
+import sys, time
+from edgeapp import cli
+from edgeapp.commands import hosting
+whole, loads = hosting.open_model, 0
+def open_model(file, settings, trace, talk, stop, stack, *, total):
+    global loads
+    loads += 1
+    for _ in range(50 if loads > 1 else 0):
+        time.sleep(0.05)
+        stop.check()
+    return whole(file, settings, trace, talk, stop, stack, total=total)
+hosting.open_model = open_model
+cli.main(sys.argv[1:])
+"""
+"""A stand-in for a large plan: every model but the first takes 2.5 s, and a signal ends that."""
+
+
+def test_swap_of_large_models_is_no_hang_and_can_be_ended(
+    source_program: Program, spool: Spool, tmp_path: Path
+) -> None:
+    """While there is no model the watchdog is fed all the same; SIGTERM then ends with 0."""
+    (tmp_path / "slowly.py").write_text(LOADS_SLOWLY)
+    slowly = Program([source_program.command[0], str(tmp_path / "slowly.py")], tmp_path, source_program.env)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(30)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
+        with serving(slowly, spool, "--reload", "swap", engine=MODEL, env=env) as it:
+            it.process.send_signal(signal.SIGHUP)
+            heard = ""
+            while "RELOADING=1" not in heard:
+                heard = listener.recv(4096).decode()
+            while "READY=1" not in heard:
+                heard += listener.recv(4096).decode()
+            assert heard.count("WATCHDOG=1") >= 2
+            it.process.send_signal(signal.SIGHUP)
+            until(lambda: it.status()["reloading"], "reload")
+            assert it.stop() == 0
 
 
 @pytest.mark.parametrize("how", ["beside", "swap"])

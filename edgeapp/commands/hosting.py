@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from edgeapp import cores, plan
+from edgeapp import cores, errors, paths, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands.golden import require_golden
 from edgeapp.commands.opening import Model, chosen, make_runner, open_model
@@ -94,10 +94,17 @@ class Hosted:
         if os.path.isdir(settings.engine):
             self.settings = settings = chosen(settings, self._talk)
         assert settings.engine is not None
+        before = _state_of(settings.engine)
         self.model = open_model(
             plan.identify(settings.engine), settings, self.trace, self._talk, self._stop, stack, total=None
         )
         self.sha256 = _sha256(settings.engine)
+        if _state_of(settings.engine) != before:
+            raise errors.InputOutputError(
+                f"cannot use {paths.printable(settings.engine)}: it was changed while it was loaded",
+                "",
+                "write it under another name and rename it, then load it again",
+            )
         with self.trace.step("warm up"):
             self._warm_up(settings.engine)
         if self.model.preprocess is not None:
@@ -114,6 +121,14 @@ class Hosted:
             require_golden(path, model.engine, model.golden)
         else:
             model.engine.infer(self.noise)
+
+
+def _state_of(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise paths.refusal(f"cannot read {paths.printable(path)}", error) from error
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _sha256(path: str) -> str:

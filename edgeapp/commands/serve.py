@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import socket
 import sys
@@ -33,7 +34,7 @@ from edgeapp.service.source import SpoolSource
 from edgeapp.service.spool import Spool
 from edgeapp.service.state import State
 from edgeapp.service.storms import EventLog
-from edgeapp.service.stream import MOST_LISTING, Client
+from edgeapp.service.stream import MOST_LISTING, Client, serve_socket
 from edgeapp.service.thumbnails import thumbnail
 from edgeapp.settings import OPTIONS, SERVICE, Settings
 from edgeapp.stopping import Stop
@@ -43,6 +44,9 @@ LOOK_EVERY_S = 1.0
 GPU_RETRY_S = 2.0
 START_PATIENCE_S = 30.0
 """systemd is asked for so much more time, again and again, while a model is loaded."""
+
+SWAP_PATIENCE_S = 300.0
+"""So long the watchdog is fed while a model is loaded in the place of another one."""
 
 IDLE_PROBE_S = 10.0
 PROBES_PER_WATCHDOG = 3
@@ -118,6 +122,22 @@ class Reload:
         self.over.set()
 
 
+class Thumbnails:
+    """A sink that makes small pictures for who looks; then the large ones need not wait for the disk."""
+
+    def __init__(self, state: State, *, keep: bool) -> None:
+        self._state = state
+        self._keep = keep
+
+    def write(self, result: Result) -> None:
+        frame = result.frame
+        assert isinstance(frame, SpoolFrame)
+        if result.error is None and not frame.probe and self._state.wants_thumbnail():
+            frame.thumbnail = thumbnail(result)
+        if not self._keep:
+            frame.image = None
+
+
 class Service:
     """The parts of a running service.
 
@@ -135,7 +155,7 @@ class Service:
         self._stack = ExitStack()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._quit = Stop()
-        self._ended = False
+        self._begun = self._ended = False
         self._failure: BaseException | None = None
         self._reload: Reload | None = None
         self._next: Hosted | None = None
@@ -158,8 +178,8 @@ class Service:
     def _open(self, stack: ExitStack) -> None:
         settings, spool = self._settings, self._spool
         self._notifier = stack.enter_context(Notifier())
-        spool.make()
         stack.enter_context(spool.locked())
+        spool.make()
         self._room = Room(spool.folders, settings.min_free_mb << 20, self._disk, self._alive)
         try:
             self._ledger = Ledger(os.path.join(spool.state, "ledger"))
@@ -229,6 +249,7 @@ class Service:
             self._hosted = self._first_model()
         except errors.Stopped:
             return 0
+        self._begun = True
         self._work = threading.Thread(target=self._run_pipelines, name="work", daemon=True)
         self._work.start()
         try:
@@ -237,7 +258,7 @@ class Service:
                 self._wait(LOOK_EVERY_S)
         finally:
             self._finish()
-        if self._failure is not None:
+        if self._failure is not None and not isinstance(self._failure, errors.Stopped):
             raise self._failure
         self._log.note(f"stopped: {self._state.status_text()}")
         return 0
@@ -272,6 +293,8 @@ class Service:
         self._notifier.status(self._state.status_text())
         self._wait(seconds)
         self._stop.check()
+        if self._ended:
+            raise errors.Stopped
 
     def _wait(self, seconds: float) -> None:
         """Until a signal, a notice from another thread or the end of the time."""
@@ -284,7 +307,7 @@ class Service:
         os.eventfd_write(self._wake, 1)
 
     def _look_after(self) -> None:
-        if self._stop.asked():
+        if self._stop.asked() or self._recorder.error is not None:
             self._end()
         if self._hangups != self._stop.hangups and self._reload is None:
             self._hangups = self._stop.hangups
@@ -342,6 +365,7 @@ class Service:
                 reload = self._reload
                 if reload is not None and not self._ended and (reload.swap or self._next_is_open()):
                     self._switch(reload)
+                    gc.collect()  # a pipeline is a circle of references, and holds its model's memory
         except BaseException as error:
             self._failure = error
         finally:
@@ -363,7 +387,7 @@ class Service:
             model.engine,
             hosted.runner,
             model.postprocess,
-            [self._recorder],
+            [Thumbnails(self._state, keep=pictures), self._recorder],
             task=model.card.task,
             batch=model.batch,
             decoders=hosted.decoders,
@@ -401,24 +425,25 @@ class Service:
             EdgeappError: the configuration is wrong, or a reload is under way.
         """
         with self._lock:
-            if self._reload is not None or self._ended:
-                raise errors.InputOutputError(
-                    "cannot reload", "another reload is under way" if self._reload else "the service is ending",
-                    "try again in a moment",
-                )  # fmt: skip
+            why = "another reload is under way" if self._reload is not None else ""
+            if self._ended or not self._begun:
+                why = "the service is ending" if self._ended else "the service is starting"
+            if why:
+                raise errors.InputOutputError("cannot reload", why, "try again in a moment")
             reload = self._reload = Reload(self._settings)
         self._notifier.reloading()
         self._state.reloading(True)
         try:
             reload.settings = self._settings_now()
-        except errors.EdgeappError as error:
+            if reload.settings.engine is None:
+                raise errors.UsageError("no engine is named any more", "", "name it, in the configuration file")
+            if reload.settings.reload == "swap":
+                reload.swap = True
+                self._source.end()
+            else:
+                self._next = Hosted(reload.settings, self._stop, self._log, self._notify)
+        except Exception as error:  # such as: the system refuses a thread
             self._reload_over(reload, error)
-            return reload
-        if reload.settings.reload == "swap":
-            reload.swap = True
-            self._source.end()
-        else:
-            self._next = Hosted(reload.settings, self._stop, self._log, self._notify)
         return reload
 
     def _settings_now(self) -> Settings:
@@ -432,6 +457,8 @@ class Service:
     def _watch_reload(self) -> None:
         """Once the new model is there, end the run of the old one; once it is known to be bad, stay with that."""
         reload, hosted = self._reload, self._next
+        if reload is not None and reload.swap and time.monotonic() - reload.started_s < SWAP_PATIENCE_S:
+            self._alive()  # nothing else is, while there is no model
         if reload is None or reload.swap or hosted is None or not hosted.known:
             return
         if hosted.error is None:
@@ -482,7 +509,7 @@ class Service:
         return {"state": self._state.status_text()}
 
     def _serve_paths(self, client: socket.socket) -> None:
-        Client(client.fileno(), client.fileno(), self._source.submit).serve()
+        serve_socket(client, self._source.submit)
 
     def _serve_standard_streams(self) -> None:
         """Paths on standard input, results on standard output; the end of the one is the end of the service."""
@@ -526,8 +553,7 @@ class Service:
         result, frame = outcome.result, outcome.frame
         seconds = time.perf_counter() - frame.taken_s
         if outcome.kind == "done":
-            shown = thumbnail(result) if self._state.wants_thumbnail() else None
-            self._state.done(result, seconds, {"write": outcome.write_s}, shown)
+            self._state.done(result, seconds, {"write": outcome.write_s}, frame.thumbnail)
         elif outcome.kind == "failed":
             assert result.error is not None
             reason = "poison" if frame.worn_out else REASONS.get(result.error.exit_code, "other")
