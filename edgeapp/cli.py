@@ -148,7 +148,7 @@ def _guarded(words: Sequence[str]) -> int:
             talk.error(error)
         return error.exit_code
     except Exception as error:
-        if not isinstance(error, MemoryError):
+        if errors.starved(error) is None:
             _stack_trace()
         unforeseen = errors.unforeseen(error)
         talk.error(unforeseen)

@@ -94,10 +94,22 @@ class Stopped(BaseException):
     """A signal asked the program to end; BaseException, so that no `except Exception` eats it."""
 
 
+STARVED = ("cannot allocate memory", "can't start new thread", "failed to map segment", "pthread_create failed")
+"""What Python, the dynamic loader and libraries say in exceptions of any type when memory is refused, in lower case."""
+
+
+def starved(error: BaseException) -> str | None:
+    """The line that tells that the system refused memory or a thread; None if it is about something else."""
+    if isinstance(error, MemoryError):
+        return str(error)
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if any(words in line.lower() for words in STARVED)), None)
+
+
 def unforeseen(error: Exception) -> EdgeappError:
     """What to tell of an exception that is none of these."""
-    if isinstance(error, MemoryError):
-        return SystemRefusedError("not enough memory", "", "use a smaller --batch or smaller pictures")
+    if (why := starved(error)) is not None:
+        return SystemRefusedError("not enough memory", why, "use a smaller --batch or smaller pictures")
     return EdgeappError(
         f"internal error: {type(error).__name__}: {error}",
         "this is a bug in edgeapp",

@@ -19,13 +19,13 @@ from support import Outcome, Program
 WAIT_S = 60.0
 
 
-def until(true: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
+def until(true: Callable[[], Any], what: str, seconds: float = WAIT_S, every_s: float = 0.01) -> Any:
     """Wait for something; fails when it does not come."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := true():
             return found
-        time.sleep(0.01)
+        time.sleep(every_s)
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
@@ -88,15 +88,21 @@ class Serving:
 
     def status(self) -> dict[str, Any]:
         """What it tells of itself, asked over its socket."""
+        return self.ask(do="status")
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Its answer to a request over its socket, as `edgeapp ctl` gets it."""
         import socket
 
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
+            client.settimeout(60 if request.get("wait") else 10)
             client.connect(str(self.spool.root / "state" / "control.sock"))
-            client.sendall(b'{"do": "status"}\n')
+            client.sendall(json.dumps(request).encode() + b"\n")
             data = b""
             while part := client.recv(1 << 16):
                 data += part
+        if not data:
+            raise ConnectionError("it ended before it answered")
         answer: dict[str, Any] = json.loads(data)
         return answer
 
@@ -107,9 +113,17 @@ class Serving:
         except OSError:
             return False
 
+    def finished(self) -> int:
+        """How many inputs are done or failed."""
+        assert self.process.poll() is None, self.process.returncode
+        try:
+            return sum(self.status()["inputs"].values())
+        except OSError:
+            return 0
+
     def wait_done(self, count: int, seconds: float = WAIT_S) -> None:
         """Until so many inputs are done or failed."""
-        until(lambda: sum(self.status()["inputs"].values()) >= count, f"{count} inputs", seconds)
+        until(lambda: self.finished() >= count, f"{count} inputs", seconds, 0.02)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

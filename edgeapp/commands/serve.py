@@ -40,7 +40,7 @@ from edgeapp.settings import OPTIONS, SERVICE, Settings
 from edgeapp.stopping import Stop
 from edgeapp.tensors import noise
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
 GPU_RETRY_S = 2.0
 START_PATIENCE_S = 30.0
 """systemd is asked for so much more time, again and again, while a model is loaded."""
@@ -283,9 +283,20 @@ class Service:
 
     def _load(self, settings: Settings) -> Hosted:
         hosted = Hosted(settings, self._stop, self._log, self._notify)
-        while not hosted.known:
-            self._stand_by(LOOK_EVERY_S)
+        try:
+            while not hosted.known:
+                self._stand_by(LOOK_EVERY_S)
+        except errors.Stopped:
+            self._give_back(hosted)
+            raise
         return hosted
+
+    def _give_back(self, hosted: Hosted, timeout_s: float = CLOSE_S) -> None:
+        """Close a model. Python ends under its thread else, which a library can answer with an abort."""
+        if not hosted.close(timeout_s):
+            self._log.note("the model could not be given back in time")
+            self._log.flush()
+            os._exit(getattr(self._failure, "exit_code", 0))
 
     def _stand_by(self, seconds: float) -> None:
         """Wait before the service is ready; systemd shall wait too."""
@@ -316,7 +327,9 @@ class Service:
         self._watch_reload()
         self._state.queue_depth, self._state.in_flight = len(self._source), self._source.under_way
         with suppress(OSError):
-            self._state.disk_free_bytes = self._room.free_bytes()
+            self._state.disk_free_bytes = free_bytes = self._room.free_bytes()
+            if free_bytes < self._room.least_bytes:
+                self._source.look()
         self._notifier.status(self._state.status_text())
         self._log.tick()
         if self._metrics_file is not None and time.monotonic() >= self._metrics_s:
@@ -348,10 +361,7 @@ class Service:
             self._failure = self._failure or error
         self._publishing.end(0.0 if lost else PUBLISH_S)
         for hosted in filter(None, (self._hosted, self._next)):
-            if not hosted.close(0.5 if lost else CLOSE_S):
-                self._log.note("the model could not be given back in time")
-                self._log.flush()
-                os._exit(getattr(self._failure, "exit_code", 0))
+            self._give_back(hosted, 0.5 if lost else CLOSE_S)
         if self._reload is not None:
             self._reload.end(errors.InputOutputError("cannot reload", "the service is ending"))
 

@@ -30,6 +30,7 @@ class CpuEngine:
 
     Raises:
         DataError: ONNX Runtime cannot load it.
+        SystemRefusedError: there is not enough memory.
 
     Attributes:
         inputs, outputs: the model's tensors.
@@ -62,6 +63,10 @@ class CpuEngine:
                 path if data is None else data, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exception types share no base class
+            if (why := errors.starved(error)) is not None:
+                raise errors.SystemRefusedError(
+                    f"cannot run {paths.printable(path)}: not enough memory", why, "free some, or raise the limit"
+                ) from error
             if type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | ValueError):
                 if NO_FOLDER in str(error):
                     raise errors.DataError(

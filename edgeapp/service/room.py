@@ -36,7 +36,7 @@ class Room:
         self, folders: Sequence[str], least_bytes: int, changed: Callable[[str], None], alive: Callable[[], None]
     ) -> None:
         self._folders = folders
-        self._least_bytes = least_bytes
+        self.least_bytes = least_bytes
         self._changed = changed
         self._alive = alive
         self._lock = threading.Lock()
@@ -61,10 +61,10 @@ class Room:
             OSError: a folder is gone.
             NoRoomError: `end` was called, or `leave` says so.
         """
-        if self.free_bytes() >= self._least_bytes:
+        if self.free_bytes() >= self.least_bytes:
             return
-        least = f"less than {self._least_bytes >> 20} MB are free"
-        self._wait("least", least, lambda: self.free_bytes() >= self._least_bytes * MARGIN, leave)
+        least = f"less than {self.least_bytes >> 20} MB are free"
+        self._wait("least", least, lambda: self.free_bytes() >= self.least_bytes * MARGIN, leave)
 
     def patiently(self, what: str, step: Callable[[], T], leave: Callable[[], bool] = lambda: False) -> T:
         """Do a step, again and again while the disk is full.

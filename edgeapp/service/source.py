@@ -114,6 +114,10 @@ class SpoolSource:
         """Make it ready to be iterated again."""
         self._ended = False
 
+    def look(self) -> None:
+        """End the waiting for inputs, to look whether there is room."""
+        self._notify()
+
     def pause(self) -> None:
         self._going.clear()
 

@@ -1,0 +1,76 @@
+"""One row of a table for each fault, printed at the end; the program and a model that takes no time."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from campaigning import CAMPAIGN, Row
+from PIL import Image
+from serving import Spool
+from support import BINARY, Program
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest, source_program: Program, frozen_cache: Path) -> Program:
+    """The frozen file in a campaign, where there is one; the source tree else."""
+    if not (CAMPAIGN and BINARY.is_file()):
+        return source_program
+    env = {key: value for key, value in source_program.env.items() if key != "PYTHONPATH"}
+    return Program([str(BINARY)], source_program.cwd, env | {"EDGEAPP_CACHE": str(frozen_cache)})
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
+
+
+@pytest.fixture(scope="session")
+def tiny(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of 298 bytes with a card: what is measured is the service, not the model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    shutil.copy(models / "classifier.onnx", folder / "model.onnx")
+    card = {"schema": 1, "task": "classify", "size_wh": [32, 32], "resize": "stretch", "antialias": False,
+            "color_order": "RGB", "scale": 1 / 255, "mean": [0, 0, 0], "std": [1, 1, 1],
+            "labels": ["red", "green", "blue", "dark", "bright"]}  # fmt: skip
+    (folder / "model.json").write_text(json.dumps(card))
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[[int], bytes]:
+    """Number -> a small JPEG of its own bytes."""
+    data = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 40, 90)).save(data, "JPEG")
+    return lambda number: data.getvalue() + b"%d" % number
+
+
+@pytest.fixture
+def row(record_property: Callable[[str, object], None]) -> Row:
+    """Give the numbers of this fault's row of the table."""
+
+    def record(fault: str, **numbers: object) -> None:
+        record_property("fault", fault)
+        for name, value in numbers.items():
+            record_property(name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value)
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            told = dict(report.user_properties)
+            if report.when == "call" and "fault" in told:
+                fault = str(told.pop("fault"))
+                numbers = ", ".join(f"{name} {value}" for name, value in told.items())
+                rows.append((int(fault.split()[0].strip("F")), f"| {fault} | {numbers} | {report.outcome} |"))
+    if rows:
+        terminalreporter.write_line("| fault | numbers | |\n|---|---|---|")
+        for _, line in sorted(rows):
+            terminalreporter.write_line(line)
