@@ -11,7 +11,7 @@ from typing import Any
 if sys.argv[1] == "wall-clock":  # before anything else takes hold of it
     time.monotonic = time.time
 
-from edgeapp import cli, errors
+from edgeapp import cli
 from edgeapp.commands import serve
 from edgeapp.commands.hosting import Hosted
 from edgeapp.cpu.engine import CpuEngine
@@ -106,20 +106,21 @@ def open_doors() -> None:
 
 
 def falls_silent() -> None:
-    """A bad model takes the place of the good one."""
+    """A bad model ends the service."""
+    watch = serve.Service._watch_reload
 
-    def switched(self: serve.Service) -> None:
+    def watching(self: serve.Service) -> None:
         if self._next is not None and self._next.known and self._next.error is not None:
-            self._failure = errors.EdgeappError("cannot serve", str(self._next.error))
-            self._end()
+            os._exit(3)
+        watch(self)
 
-    serve.Service._watch_reload = switched  # type: ignore[method-assign]
+    serve.Service._watch_reload = watching  # type: ignore[method-assign]
 
 
 FAULTS = {
     "crashes": crashes, "leaks": leaks, "leaks-models": leaks_models, "buffers": buffers, "gives-up": gives_up,
-    "blind": blind, "hasty": hasty, "deaf": deaf, "blames": blames, "open-doors": open_doors, "falls-silent": falls_silent,
-    "wall-clock": lambda: None,
+    "blind": blind, "hasty": hasty, "deaf": deaf, "blames": blames, "open-doors": open_doors,
+    "falls-silent": falls_silent, "wall-clock": lambda: None,
 }  # fmt: skip
 
 if __name__ == "__main__":

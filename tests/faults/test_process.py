@@ -13,12 +13,11 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from campaigning import CAMPAIGN, Row, found, planted, size
-from serving import Serving, Spool, serving, until
+from serving import Spool, serving, until
 from support import Program
 
 pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 120)
@@ -186,7 +185,7 @@ class Watch:
 
 def jump(
     program: Program, spool: Spool, engine: Path, small: Small, jumps: int, frozen_s: float, folder: Path
-) -> dict[str, object]:  # noqa: E501
+) -> dict[str, object]:
     """The wall clock goes years ahead and back while pictures come; then the process stands still."""
     offset = folder / "offset"
     offset.write_text("+0")
