@@ -530,6 +530,10 @@ campaign() { # campaign NAME
       setup
       EDGEAPP_CAMPAIGN=1 run "$VENV/bin/python" -m pytest -v tests/test_durability.py
       ;;
+    faults) # the service under faults, from damaged pictures to signals: `campaign faults -k f9` for one of them
+      freeze
+      EDGEAPP_CAMPAIGN=1 EDGEAPP_REQUIRE_FROZEN=1 run "$VENV/bin/python" -m pytest -v tests/faults "${@:2}"
+      ;;
     aarch64) # the launcher's tests where the file for aarch64 was made, under qemu
       local users=''
       [[ -f dist/edgeapp-aarch64 ]] || aarch64
@@ -542,7 +546,7 @@ campaign() { # campaign NAME
       EDGEAPP_CAMPAIGN=1 EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_REQUIRE_SYSTEMD=1 \
         run "$VENV/bin/python" -m pytest -v -s tests/test_versions.py tests/frozen/test_service.py
       ;;
-    *) usage "campaign is launcher, start, reproducible, service, inspect, durability or aarch64" ;;
+    *) usage "campaign is launcher, start, reproducible, service, inspect, durability, faults or aarch64" ;;
   esac
 }
 
@@ -575,6 +579,8 @@ usage: ./build.sh [VERB]
                   service: install, update and rollback under a real systemd, killed at every step (3 min)
                   inspect: 100,000 damaged model files (5 min)
                   durability: killed at every call of the write path, refused calls, 2,000 power cuts (an hour)
+                  faults: the service with damaged inputs, kills, signals, reloads, a full disk, a million inferences
+                  (two hours; EDGEAPP_SHARE=0.1 for a tenth); -k f9 and the like for one fault
                   aarch64: the launcher's tests for the aarch64 file, under qemu
   check    lint, test, smoke: what CI runs
   clean    removes what was built here, not ~/.cache/edgeapp-build with the compiled PyCUDA
