@@ -19,6 +19,8 @@ SHARE = float(os.environ.get("EDGEAPP_SHARE", "1"))
 PLANTED = ROOT / "tests" / "faults" / "planted.py"
 Row = Callable[..., None]
 
+long_control = pytest.mark.skipif(not CAMPAIGN, reason="the negative control takes a campaign")
+
 
 def size(short: int, full: int) -> int:
     """How often: the full number in a campaign, the short one in every test run."""

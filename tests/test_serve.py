@@ -305,6 +305,34 @@ def test_lost_gpu_ends_the_process_at_once_and_loses_no_input(
     assert not list(spool.failed.iterdir())
 
 
+LOADS_SLOWLY = """
+import pathlib, sys, time
+from edgeapp import cli
+from edgeapp.cpu.engine import CpuEngine
+load, marks = CpuEngine.__init__, pathlib.Path(sys.argv[0]).parent
+def slowly(self, *words):
+    (marks / "begun").touch()
+    time.sleep(1)
+    load(self, *words)
+    (marks / "loaded").touch()
+CpuEngine.__init__ = slowly
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""A stand-in for a large model."""
+
+
+def test_signal_while_a_model_is_loaded_waits_for_the_library(
+    source_program: Program, spool: Spool, tmp_path: Path
+) -> None:
+    """0; a library whose thread loses its process under way may abort it."""
+    (tmp_path / "slow.py").write_text(LOADS_SLOWLY)
+    slow = Program([source_program.command[0], str(tmp_path / "slow.py")], tmp_path, source_program.env)
+    with serving(slow, spool, engine=MODEL, ready=False) as it:
+        until((tmp_path / "begun").exists, "loading")
+        assert it.stop() == 0
+    assert (tmp_path / "loaded").exists()
+
+
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
 def test_plan_waits_for_its_gpu(program: Program, spool: Spool, tmp_path: Path) -> None:
     """Not ready, said once; never the CPU; a signal ends the waiting."""
