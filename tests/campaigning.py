@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import sys
@@ -55,9 +56,13 @@ class Usage:
 
 
 def growth(values: Sequence[float]) -> float:
-    """From the second quarter to the last one, of medians: the first is for warming up."""
-    quarter = max(1, len(values) // 4)
-    return statistics.median(values[-quarter:]) - statistics.median(values[quarter : 2 * quarter])
+    """Over the last three quarters, for the first is for warming up: the median of all slopes (Theil and Sen).
+
+    A leak is a slope. A step is none: freed memory is kept (memory.py), and once two large pictures come together.
+    """
+    kept = values[len(values) // 4 :]
+    slopes = [(b - a) / (j - i) for (i, a), (j, b) in itertools.combinations(enumerate(kept), 2)]
+    return statistics.median(slopes) * (len(kept) - 1)
 
 
 def assert_flat(samples: Sequence[Usage], most_kb: float) -> float:

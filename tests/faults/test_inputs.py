@@ -33,7 +33,7 @@ MOST_LOG_BYTES = 1 << 20
 def feed_corrupted(program: Program, spool: Spool, engine: Path, count: int, seed: int) -> dict[str, object]:
     """Damaged pictures through a service, twice: none harms it, and the second time takes no more memory.
 
-    Once is not enough: what is freed is kept for the next picture (memory.py), up to the largest that there was.
+    Once is not enough: what is freed is kept for the next picture, up to the largest that there was.
     """
     samples, batch = [], max(1, count // 10)
     log = spool.root / "log"

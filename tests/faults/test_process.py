@@ -122,7 +122,7 @@ def fill_often(
             it.wait_done(put)
             until(it.ready, "ready")
             for path in spool.results.glob("2*.jsonl"):
-                path.rename(log.parent / path.name)
+                shutil.move(path, log.parent / path.name)
         assert it.stop() == 0
     assert not spool.waiting
     assert not os.listdir(spool.failed)
@@ -255,6 +255,7 @@ def starve(program: Program, spool: Spool, engine: Path, small: Small, limit: tu
     """Serve with a limit from the start; gives 0 when all is done, else the exit code."""
     for number in range(5):
         spool.put(small(number), f"{number}.jpg")
+    spool.failed.mkdir()
 
     def lower() -> None:
         resource.setrlimit(limit[0], (limit[1], limit[1]))
