@@ -3,6 +3,10 @@
 The codes follow sysexits.h, so that a unit file can tell the curable from the incurable.
 """
 
+from __future__ import annotations
+
+import errno
+
 
 class EdgeappError(Exception):
     """An error with its three parts; `cli` prints it and returns `exit_code`.
@@ -94,13 +98,14 @@ class Stopped(BaseException):
     """A signal asked the program to end; BaseException, so that no `except Exception` eats it."""
 
 
+REFUSED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 STARVED = ("cannot allocate memory", "can't start new thread", "failed to map segment", "pthread_create failed")
 """What Python, the dynamic loader and libraries say in exceptions of any type when memory is refused, in lower case."""
 
 
 def starved(error: BaseException) -> str | None:
-    """The line that tells that the system refused memory or a thread; None if it is about something else."""
-    if isinstance(error, MemoryError):
+    """The line that tells that the system refused memory, a thread or a file; None if it is about something else."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in REFUSED):
         return str(error)
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if any(words in line.lower() for words in STARVED)), None)
@@ -109,6 +114,8 @@ def starved(error: BaseException) -> str | None:
 def unforeseen(error: Exception) -> EdgeappError:
     """What to tell of an exception that is none of these."""
     if (why := starved(error)) is not None:
+        if isinstance(error, OSError):
+            return SystemRefusedError("the system refused a resource", why, "raise the limit (ulimit -n, memory)")
         return SystemRefusedError("not enough memory", why, "use a smaller --batch or smaller pictures")
     return EdgeappError(
         f"internal error: {type(error).__name__}: {error}",

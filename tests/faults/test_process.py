@@ -249,10 +249,11 @@ def test_f13_finds_who_trusts_the_clock(
 # --- F14: no memory, no descriptors -----------------------------------------------------------------------------------
 
 CODES = (0, 71, 74, 75)
+"""And 1, when NumPy's OpenBLAS finds no memory as it is loaded: then it ends the process itself."""
 
 
-def starve(program: Program, spool: Spool, engine: Path, small: Small, limit: tuple[int, int], log: Path) -> int:
-    """Serve with a limit from the start; gives 0 when all is done, else the exit code."""
+def starve(program: Program, spool: Spool, engine: Path, small: Small, limit: tuple[int, int], log: Path) -> str:
+    """Serve with a limit from the start; gives how it ended."""
     for number in range(5):
         spool.put(small(number), f"{number}.jpg")
     spool.failed.mkdir()
@@ -264,18 +265,21 @@ def starve(program: Program, spool: Spool, engine: Path, small: Small, limit: tu
     with log.open("wb") as stderr, serving(
         program, spool, *words, engine=engine, ready=False, stderr=stderr, preexec_fn=lower
     ) as it:  # fmt: skip
-        until(lambda: it.process.poll() is not None or not spool.waiting, "done, or its end", 60)
+        end = time.monotonic() + 20
+        while it.process.poll() is None and spool.waiting and time.monotonic() < end:
+            time.sleep(0.05)
         code = it.process.poll()
+        serves = "serves" if not spool.waiting else "tries again and again"
         code = it.stop() if code is None else code
     said = log.read_text()
-    assert code in CODES, (limit, code, said)
+    assert code in CODES or (code == 1 and "OpenBLAS error" in said), (limit, code, said)
     assert code == 0 or said.strip(), "it ends without a word"
     assert not any(name for name in os.listdir(spool.failed)), (limit, said)
     with serving(program, spool, *words, engine=engine, stderr=subprocess.DEVNULL) as it:
         until(lambda: not spool.waiting, "the next process does all")
         assert it.stop() == 0
     spool.assert_each_once()
-    return code
+    return serves if code == 0 else f"code {code}"
 
 
 MEMORY = [(resource.RLIMIT_AS, megabytes << 20) for megabytes in (60, 120, 250, 350, 400, 450, 500, 600, 800, 1500)]
@@ -291,7 +295,7 @@ def test_f14_starved_process_ends_or_serves(
         starve(service, Spool(tmp_path / f"spool-{number}"), tiny, small, limit, tmp_path / "log")
         for number, limit in enumerate(limits)
     )
-    row("F14 limits from the start", cases=len(limits), **{f"code_{code}": codes[code] for code in sorted(codes)})
+    row("F14 limits from the start", cases=len(limits), **codes)
 
 
 def squeeze(program: Program, spool: Spool, engine: Path, small: Small, times: int) -> dict[str, object]:
