@@ -177,7 +177,7 @@ def test_f10_finds_a_planted_fault(
     """The negative control: a descriptor of each model stays, or a bad model ends the service."""
     made = Models(source_program, tmp_path / "model", tiny, models)
     with pytest.raises((AssertionError, OSError), match=seen):
-        reload_often(planted(source_program, fault), spool, made, small, 40, WARMING_KB)
+        reload_often(planted(source_program, fault), spool, made, small, 20, WARMING_KB)
 
 
 # --- F15: a soak by count ---------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_f9_finds_who_relies_on_notices(
     source_program: Program, spool: Spool, tiny: Path, small: Callable[[int], bytes]
 ) -> None:
     """The negative control: files that were there before the start have none."""
-    found("not within", lambda: storm(planted(source_program, "blind"), spool, tiny, small, 10, 0, 2))
+    found("not within", lambda: storm(planted(source_program, "blind"), spool, tiny, small, 10, 0, 1))
 
 
 def disturbed(
