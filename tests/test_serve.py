@@ -8,7 +8,6 @@ import io
 import json
 import lzma
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -191,28 +190,6 @@ def test_signal_finishes_what_was_begun(program: Program, spool: Spool, small: l
         assert it.process.wait(30) == 0
     spool.assert_each_once()
     assert '"begin"' not in (spool.root / "state" / "ledger").read_text().splitlines()[-1]
-
-
-def test_killed_at_any_time_loses_nothing(source_program: Program, spool: Spool, small: list[bytes]) -> None:
-    """SIGKILL again and again while it works: each input ends once, whole, with a line, and none is blamed."""
-    count, chance = 300, random.Random(4)
-    for index in range(count):
-        spool.put(small[index % 40] + b"%d" % index, f"{index}.jpg")
-    kills = 0
-    while spool.waiting and kills < 40:
-        with serving(source_program, spool, "--settle-s", "0.05", "--attempts", "50", engine=MODEL, ready=False) as it:
-            time.sleep(0.4 + chance.random() * 0.6)
-            it.process.kill()
-        kills += 1
-    with serving(source_program, spool, "--settle-s", "0.05", "--attempts", "50", engine=MODEL):
-        until(lambda: not spool.waiting, "all")
-        time.sleep(0.2)
-    assert kills > 2
-    spool.assert_each_once()
-    assert not list(spool.failed.iterdir())
-    ids = [line["id"] for line in spool.lines()]
-    assert len(set(ids)) == count
-    assert len(ids) == count, "a result was written twice"
 
 
 def test_input_that_kills_fails_after_three_attempts(source_program: Program, spool: Spool, small: list[bytes]) -> None:
