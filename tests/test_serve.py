@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import io
 import json
@@ -282,7 +281,7 @@ def test_lost_gpu_ends_the_process_at_once_and_loses_no_input(
     assert not list(spool.failed.iterdir())
 
 
-LOADS_SLOWLY = """
+SLOW_LIBRARY = """
 import pathlib, sys, time
 from edgeapp import cli
 from edgeapp.cpu.engine import CpuEngine
@@ -302,7 +301,7 @@ def test_signal_while_a_model_is_loaded_waits_for_the_library(
     source_program: Program, spool: Spool, tmp_path: Path
 ) -> None:
     """0; a library whose thread loses its process under way may abort it."""
-    (tmp_path / "slow.py").write_text(LOADS_SLOWLY)
+    (tmp_path / "slow.py").write_text(SLOW_LIBRARY)
     slow = Program([source_program.command[0], str(tmp_path / "slow.py")], tmp_path, source_program.env)
     with serving(slow, spool, engine=MODEL, ready=False) as it:
         until((tmp_path / "begun").exists, "loading")
@@ -800,46 +799,3 @@ def test_reloads_under_load_fail_no_input(source_program: Program, spool: Spool,
         assert it.stop() == 0
     spool.assert_each_once()
     assert not list(spool.failed.iterdir())
-
-
-# --- no space ---------------------------------------------------------------------------------------------------------
-
-
-def fill(path: Path) -> None:
-    """Let a file take all the space that there is."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        while True:
-            os.write(file, bytes(1 << 16))
-    except OSError as error:
-        assert error.errno == errno.ENOSPC  # noqa: PT017 the end of the loop
-    finally:
-        os.close(file)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
-def test_full_disk_pauses_and_goes_on_by_itself(program: Program, tmp_path: Path, small: list[bytes]) -> None:
-    """Not ready while it is full, no input lost or failed; ready again when there is room."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], check=True, capture_output=True)
-    except subprocess.CalledProcessError:
-        pytest.skip("mounts are not allowed here")
-    try:
-        spool = Spool(place / "spool")
-        with serving(program, spool, "--min-free-mb", "1", engine=MODEL) as it:
-            for cycle in range(3):
-                for index in range(40):
-                    spool.put(small[index] + b"%d" % cycle, f"{cycle}-{index}.jpg")
-                fill(place / "filler")
-                until(lambda: not it.status()["ready"], "not ready", 5)
-                time.sleep(0.5)
-                os.truncate(place / "filler", 0)
-                it.wait_done(40 * (cycle + 1))
-                until(it.ready, "ready")
-            assert it.stop() == 0
-        spool.assert_each_once()
-        assert not list(spool.failed.iterdir())
-    finally:
-        subprocess.run(["umount", "-l", place], check=False)

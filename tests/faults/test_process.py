@@ -305,7 +305,7 @@ def squeeze(program: Program, spool: Spool, engine: Path, small: Small, times: i
         program, spool, "--settle-s", "0.05", "--decode-threads", "8", "--attempts", "100", engine=engine,
         stderr=subprocess.DEVNULL,
     ) as it:  # fmt: skip
-        for number in range(times):
+        for _time in range(times):
             it.process.send_signal(signal.SIGSTOP)
             whole = resource.prlimit(it.process.pid, resource.RLIMIT_NOFILE)
             used = len(os.listdir(f"/proc/{it.process.pid}/fd"))
@@ -326,7 +326,7 @@ def squeeze(program: Program, spool: Spool, engine: Path, small: Small, times: i
         assert it.stop() == 0
     assert not os.listdir(spool.failed), os.listdir(spool.failed)
     spool.assert_each_once()
-    return {"times": number + 1, "inputs": count, "ended": "no"}
+    return {"times": times, "inputs": count, "ended": "no"}
 
 
 def test_f14_no_descriptors_for_a_while(service: Program, spool: Spool, tiny: Path, small: Small, row: Row) -> None:
