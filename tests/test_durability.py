@@ -146,7 +146,8 @@ class Disk:
             shutil.copyfile(self.image, copy)
             self.image.unlink()
             self.image = copy
-        subprocess.run(["mount", "-o", "loop", self.image, self.place], check=True, capture_output=True)
+        options = "loop" if self.kind == "ext4" else "loop,nouuid"  # beside its twin, if that is still held
+        subprocess.run(["mount", "-o", options, self.image, self.place], check=True, capture_output=True)
 
     def cut(self, *, flush: bool) -> None:
         """Lose what is not on the disk; `flush`: just after the log was written for another reason."""
