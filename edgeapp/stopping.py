@@ -63,6 +63,12 @@ class Stop:
         elif time.monotonic() - self._first_s > SAME_SIGNAL_S and not (self._service and number != signal.SIGINT):
             self.die()
 
+    @staticmethod
+    def ignore() -> None:
+        """Have signals do nothing: the end is under way, and Python gives handlers up before the process is gone."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def clear(self) -> None:
         """Take back what ends the waiting of `poll`: for who goes on after a signal."""
         if self._wake_read in self.poll(timeout_s=0):

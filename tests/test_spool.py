@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ from edgeapp.service.spool import Spool, free_name, stamp_of
 from edgeapp.stopping import Stop
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 1000 bytes: then write() fails, as on a full disk."""
+    """No file may grow beyond 1000 bytes: then write() fails, as on a full disk. Not while pytest writes its own."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -78,11 +80,11 @@ def test_torn_line_is_cut_off(tmp_path: Path, before: bytes, after: bytes) -> No
     assert path.read_bytes() == after + b"next\n"
 
 
-def test_line_that_finds_no_room_leaves_no_trace(tmp_path: Path, small_files: None) -> None:
+def test_line_that_finds_no_room_leaves_no_trace(tmp_path: Path) -> None:
     """A later one that is shorter is appended whole."""
     file = Appended(str(tmp_path / "lines"))
     file.append(b"a" * 900 + b"\n")
-    with pytest.raises(OSError, match="File too large"):
+    with small_files(), pytest.raises(OSError, match="File too large"):
         file.append(b"b" * 200 + b"\n")
     file.append(b"c\n")
     file.close()
@@ -129,11 +131,11 @@ def test_renaming_never_replaces(tmp_path: Path) -> None:
         rename_new(str(tmp_path / "a"), str(tmp_path / "d"))
 
 
-def test_file_that_cannot_be_written_keeps_its_old_content(tmp_path: Path, small_files: None) -> None:
+def test_file_that_cannot_be_written_keeps_its_old_content(tmp_path: Path) -> None:
     """And nothing lies beside it."""
     path = tmp_path / "x"
     write_file(str(path), b"old")
-    with pytest.raises(OSError, match="File too large"):
+    with small_files(), pytest.raises(OSError, match="File too large"):
         write_file(str(path), b"n" * 2000)
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     assert path.read_bytes() == b"old"

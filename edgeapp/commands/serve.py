@@ -84,6 +84,7 @@ def serve(settings: Settings, again: Callable[[], Settings], stop: Stop, talk: T
         log.error(error)
         return error.exit_code
     finally:
+        stop.ignore()
         log.flush()
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import until
 from support import ROOT, write_keys, write_signature
 from systemd import Machine
 
@@ -314,9 +315,8 @@ def test_real_program_that_cannot_start_says_why_once(real: Machine) -> None:
     assert " 200 " in real.run("bash", "-c", question, check=True).stdout
     real.run("kill", "-STOP", real.show(UNIT, "MainPID")["MainPID"], check=True)
     real.wait(UNIT, NRestarts="1")
-    journal = real.journal(UNIT)
-    assert "Watchdog timeout" in journal
-    assert re.search(r'File "edgeapp/commands/serve.py", line \d+ in _wait', journal), journal
+    stack = re.compile(r'File "edgeapp/commands/serve.py", line \d+ in run')
+    until(lambda: stack.search(journal := real.journal(UNIT)) and "Watchdog timeout" in journal, "the stack", 10)
     real.wait(UNIT, ActiveState="active")
     status = real.run("edgeapp", "service", "status", check=True)
     assert "it was ended by SIGABRT (it hung: nothing fed the watchdog), " in status.stdout
