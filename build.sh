@@ -243,6 +243,7 @@ make_venv() {
     return
   fi
   say "setup: ${venv#"$ROOT/"} with $("$python" -V)"
+  [[ -L $venv ]] && die 70 "cannot make $venv" "it is a link: what it leads to would be cleared" "remove the link"
   run "$python" -m venv --clear "$venv"
   for list in "${lists[@]}"; do
     if [[ $flavour == full && -n ${EDGEAPP_CUDA_STUBS:-} ]]; then

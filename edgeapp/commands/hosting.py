@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -137,3 +138,20 @@ def _sha256(path: str) -> str:
         while data := file.read(READ_BYTES):
             digest.update(data)
     return digest.hexdigest()
+
+
+class Reload:
+    """One wish for another model, and what became of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.swap = False
+        self.over = threading.Event()
+        self.error: errors.EdgeappError | None = None
+        self.started_s = time.monotonic()
+
+    def end(self, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, errors.EdgeappError):
+            error = errors.EdgeappError(f"cannot load the model: {type(error).__name__}: {error}")
+        self.error = error
+        self.over.set()

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from edgeapp import errors, paths
-from edgeapp.commands.hosting import Hosted
+from edgeapp.commands.hosting import Hosted, Reload
 from edgeapp.commands.publishing import Publishing, wrong_with_receivers
 from edgeapp.log import Talk
 from edgeapp.pipeline import Pipeline
@@ -35,7 +35,7 @@ from edgeapp.service.spool import Spool
 from edgeapp.service.state import State
 from edgeapp.service.storms import EventLog
 from edgeapp.service.stream import MOST_LISTING, Client, serve_socket
-from edgeapp.service.thumbnails import thumbnail
+from edgeapp.service.thumbnails import Thumbnails
 from edgeapp.settings import OPTIONS, SERVICE, Settings
 from edgeapp.stopping import Stop
 from edgeapp.tensors import noise
@@ -104,39 +104,6 @@ def _root(settings: Settings) -> str:
     for problem in wrong_with_receivers(settings):
         raise problem
     return root
-
-
-class Reload:
-    """One wish for another model, and what became of it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.swap = False
-        self.over = threading.Event()
-        self.error: errors.EdgeappError | None = None
-        self.started_s = time.monotonic()
-
-    def end(self, error: BaseException | None) -> None:
-        if error is not None and not isinstance(error, errors.EdgeappError):
-            error = errors.EdgeappError(f"cannot load the model: {type(error).__name__}: {error}")
-        self.error = error
-        self.over.set()
-
-
-class Thumbnails:
-    """A sink that makes small pictures for who looks; then the large ones need not wait for the disk."""
-
-    def __init__(self, state: State, *, keep: bool) -> None:
-        self._state = state
-        self._keep = keep
-
-    def write(self, result: Result) -> None:
-        frame = result.frame
-        assert isinstance(frame, SpoolFrame)
-        if result.error is None and not frame.probe and self._state.wants_thumbnail():
-            frame.thumbnail = thumbnail(result)
-        if not self._keep:
-            frame.image = None
 
 
 class Service:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgeapp.service.recorder import SpoolFrame
+from edgeapp.service.state import State
+
 if TYPE_CHECKING:
     from edgeapp.records import Result
 
@@ -38,3 +41,24 @@ def thumbnail(result: Result) -> bytes | None:
 def _within(a: float, b: float, shown: int, whole: int) -> list[int]:
     """Two coordinates of a picture in the small one, in order; Pillow draws for seconds what reaches far out of it."""
     return sorted(round(min(max(0.0, n / whole * shown), shown - 1.0)) for n in (a, b))
+
+
+class Thumbnails:
+    """A sink that makes small pictures for who looks; then the large ones need not wait for the disk.
+
+    Args:
+        state: says whether somebody looks.
+        keep: the large ones are wanted by the sinks that follow.
+    """
+
+    def __init__(self, state: State, *, keep: bool) -> None:
+        self._state = state
+        self._keep = keep
+
+    def write(self, result: Result) -> None:
+        frame = result.frame
+        assert isinstance(frame, SpoolFrame)
+        if result.error is None and not frame.probe and self._state.wants_thumbnail():
+            frame.thumbnail = thumbnail(result)
+        if not self._keep:
+            frame.image = None
