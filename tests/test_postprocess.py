@@ -207,3 +207,20 @@ def test_top_k_leaves_probabilities_alone() -> None:
     p = np.array([0.1, 0.7, 0.2], np.float32)
     assert top_k(p[None], 1) == [[(1, pytest.approx(0.7))]]
     assert top_k(p[None], 1, "softmax")[0][0][1] == pytest.approx(np.exp(0.7) / np.exp(p).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(-1, 5), (1, 5, 1, 1), (-1, -1), (1, 1, 5)], ids=str)
+def test_classify_takes_a_score_for_each_class(shape: tuple[int, ...]) -> None:
+    """Dimensions of 1 beside that of the classes do not matter."""
+    postprocess, _ = make_postprocess(card(task="classify"), (TensorSpec("y", shape, "float32", False),))
+    result = Result(Frame("x"), "classify")
+    scores = np.array([0, 0, 9, 0, 0], np.float32)
+    postprocess({"y": scores.reshape([1, *(n if n > 0 else 5 for n in shape[1:])])}, [(0, SAME, result)])
+    assert result.classes[0].class_id == 2
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 8, 30, 30), (-1, 5, 2)], ids=str)
+def test_classify_of_other_outputs_is_refused(shape: tuple[int, ...]) -> None:
+    """A feature map is no set of classes."""
+    with pytest.raises(errors.ConfigurationError, match="classify wants"):
+        make_postprocess(card(task="classify"), (TensorSpec("y", shape, "float32", False),))

@@ -16,7 +16,7 @@ from edgeapp.commands.opening import Model, chosen, make_runner, open_model
 from edgeapp.golden import noise_for
 from edgeapp.log import Talk
 from edgeapp.pipeline import Runner
-from edgeapp.records import Tensors
+from edgeapp.records import Frame, Letterbox, Result, Tensors
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
 
@@ -115,13 +115,22 @@ class Hosted:
                 )
 
     def _warm_up(self, path: str) -> None:
-        """Run it once on noise, whose answer must be the golden one if there is one."""
+        """Run it once on noise, whose answer must be the golden one if there is one, and read what comes out."""
         model = self.model
         self.noise = noise_for(model.engine, model.card)
         if model.golden is not None:
             require_golden(path, model.engine, model.golden)
-        else:
-            model.engine.infer(self.noise)
+        outputs = model.engine.infer(self.noise)
+        if model.preprocess is None:
+            return
+        whole = Letterbox((1.0, 1.0), (0.0, 0.0), model.card.size_wh)
+        try:
+            model.postprocess(outputs, [(0, whole, Result(Frame(""), model.card.task))])
+        except (ValueError, IndexError, TypeError) as error:
+            raise errors.DataError(
+                f"cannot read what {paths.printable(path)} gives as {model.card.task}", str(error),
+                "mend its model card: task, head",
+            ) from error  # fmt: skip
 
 
 def _state_of(path: str) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from edgeapp.records import Classification, Letterbox, Result, Tensors, TensorSp
 
 
 def make_classify(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[str]]:
-    """See `make_postprocess`; wants one output tensor (batch, classes)."""
-    if len(outputs) != 1 or len(outputs[0].shape) < 2:
+    """See `make_postprocess`; wants one output tensor (batch, classes), maybe with dimensions of 1 besides."""
+    if len(outputs) != 1 or len(outputs[0].shape) < 2 or sum(n != 1 for n in outputs[0].shape[1:]) > 1:
         raise errors.ConfigurationError(
             "task classify wants one output tensor (batch, classes)",
             "the engine has " + "; ".join(map(str, outputs)),
