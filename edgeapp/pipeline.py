@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeapp import errors
-from edgeapp.records import Frame, Letterbox, Result, Tensors, TensorSpec
+from edgeapp.pixels import image_of
+from edgeapp.records import Frame, Letterbox, Picture, Result, Tensors, TensorSpec
 from edgeapp.stopping import HANDLER_S, Stop
 from edgeapp.workers import Workers
 
@@ -64,9 +65,13 @@ class Runner(Protocol):
 
     Attributes:
         hosts: memory of one batch each, from its first picture until its results are written.
+        takes_pixels: `fill` wants a picture's pixels rather than the picture.
     """
 
     depth: int
+
+    @property
+    def takes_pixels(self) -> bool: ...
 
     @property
     def hosts(self) -> Sequence[Any]: ...
@@ -75,7 +80,7 @@ class Runner(Protocol):
         """Make all its places unused."""
         ...
 
-    def fill(self, host: Any, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
+    def fill(self, host: Any, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         """Put a picture into its place of the batch."""
         ...
 
@@ -186,6 +191,7 @@ class Direct:
     """
 
     depth = 1
+    takes_pixels = False
 
     def __init__(
         self, engine: Engine, fill: Fill, shape: tuple[int, ...], dtype: Any, *, batch: int, least: int, hosts: int
@@ -200,8 +206,8 @@ class Direct:
     def begin(self, host: DirectHost) -> None:
         host.filled.clear()
 
-    def fill(self, host: DirectHost, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
-        letterbox = self._fill(image, picture_wh, host.input[place])
+    def fill(self, host: DirectHost, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
+        letterbox = self._fill(image_of(image), picture_wh, host.input[place])
         host.filled.add(place)
         return letterbox
 

@@ -1,4 +1,4 @@
-"""A Pillow picture's own memory as an array, without a copy."""
+"""Pictures as arrays and back; a Pillow picture's own memory without a copy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from edgeapp.records import Picture
 
 ONE_BLOCK_BYTES = 1 << 30
 """Pillow keeps pictures in blocks of 16 MiB, and gives its memory away only where one block holds all."""
@@ -49,6 +51,11 @@ class _Lent:
     def __init__(self, capsule: object, address: int, shape: tuple[int, int, int]) -> None:
         self._capsule = capsule
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": shape, "data": (address, True)}
+
+
+def image_of(image: Picture) -> Image.Image:
+    """A picture as it is, or one that holds the pixels."""
+    return image if isinstance(image, Image.Image) else Image.fromarray(image[:, :, :3])
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:

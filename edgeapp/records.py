@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, NDArray[Any]]
 """Tensor name -> array."""
+
+Picture: TypeAlias = "Image.Image | NDArray[np.uint8]"
+"""A picture, or its pixels: (height, width, 4), R, G, B and a byte that means nothing."""
 
 Shape = tuple[int, ...]
 """A tensor's shape; -1 stands for a dimension that is known only at run time."""
@@ -56,7 +59,8 @@ class Frame:
 
     Attributes:
         path: as the user named it.
-        image: RGB picture, orientation applied, maybe decoded smaller than it is; None for tensors.
+        image: RGB picture, orientation applied, maybe decoded smaller than it is, or its pixels where the source was
+            asked for these; None for tensors.
         picture_wh: width and height of the picture as it is in the file, orientation applied, pixels;
             None for tensors.
         tensors: input tensors as they go to the engine; None for pictures.
@@ -65,7 +69,7 @@ class Frame:
     """
 
     path: str
-    image: Image.Image | None = None
+    image: Picture | None = None
     picture_wh: tuple[int, int] | None = None
     tensors: Tensors | None = None
     error: EdgeappError | None = None

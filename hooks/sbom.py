@@ -119,8 +119,12 @@ LIBRARIES = {
 }
 
 
-LINKED_IN = {"pynacl": (Library("libsodium", "ISC"), r"``libsodium`` to (\d+(?:\.\d+)+[\w-]*)")}
-"""Wheel -> the library linked into its own, and the words of the wheel's changelog that tell which version it is."""
+LINKED_IN = {
+    "pynacl": (Library("libsodium", "ISC"), r"``libsodium`` to (\d+(?:\.\d+)+[\w-]*)"),
+    "simplejpeg": (LIBRARIES["libjpeg"], ""),
+}
+"""Wheel -> the library linked into its own, and the words of the wheel's changelog that tell which version it is; ""
+where the library says it itself."""
 
 
 @dataclass
@@ -222,12 +226,9 @@ def component_of_wheel(package: importlib.metadata.Distribution) -> Component:
     parts = {}
     if name in LINKED_IN:
         library, words = LINKED_IN[name]
-        said = re.search(words, package.read_text("METADATA") or "")  # the newest entry is the first
-        if not said:
-            raise UnexplainedError(f"the wheel {name} {package.version} does not tell which {library.name} is in it")
-        url = purl("generic", library.name, said[1])
-        part = Component(library.name, said[1], library.licence, url, version_from="the changelog in its wheel")
-        parts[url] = part
+        version, version_from = linked_version(package, library, words)
+        url = purl("generic", library.name.lower(), version)
+        parts[url] = Component(library.name, version, library.licence, url, version_from=version_from)
     return Component(
         name,
         package.version,
@@ -237,6 +238,19 @@ def component_of_wheel(package: importlib.metadata.Distribution) -> Component:
         description="bootloader, loader modules and run-time hooks" if name == "pyinstaller" else "",
         parts=parts,
     )
+
+
+def linked_version(package: importlib.metadata.Distribution, library: Library, words: str) -> tuple[str, str]:
+    """Of a library that is linked into a wheel's own: its version, and where that was found."""
+    if words:
+        told = re.search(words, package.read_text("METADATA") or "")  # the newest entry is the first
+        if told:
+            return told[1], "the changelog in its wheel"
+    for file in package.files or [] if library.version else []:
+        if file.suffix == ".so" and (said := re.search(library.version, Path(package.locate_file(file)).read_bytes())):
+            return said[1].decode(), "the library's own words"
+    name = package.metadata["Name"]
+    raise UnexplainedError(f"the wheel {name} {package.version} does not tell which {library.name} is in it")
 
 
 def bills_of_wheel(package: importlib.metadata.Distribution) -> dict[str, dict[str, Any]]:

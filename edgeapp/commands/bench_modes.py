@@ -18,7 +18,7 @@ from edgeapp.commands.bench_wanted import MODES, Wanted
 from edgeapp.commands.opening import Model, open_ring
 from edgeapp.log import Talk
 from edgeapp.pipeline import Pipeline, Runner, Source, percentile
-from edgeapp.records import Frame
+from edgeapp.records import Frame, Picture
 from edgeapp.settings import Settings
 from edgeapp.sources import FileSource
 from edgeapp.stopping import Stop
@@ -130,7 +130,7 @@ class Modes:
         self._decoders = decoders
         self._meter: Meter | None = None
         self._power: Power | None = None
-        self._decoded: list[tuple[Image.Image, tuple[int, int]]] = []
+        self._decoded: list[tuple[Picture, tuple[int, int]]] = []
         self._failed = 0
         self.steps: Steps | None = None
         self._pixels: Meter | None = None
@@ -319,7 +319,7 @@ class Modes:
         row.run = run
         return row
 
-    def _pictures(self) -> list[tuple[Image.Image, tuple[int, int]]]:
+    def _pictures(self) -> list[tuple[Picture, tuple[int, int]]]:
         """Some of the input's pictures, decoded once.
 
         Raises:
@@ -375,7 +375,7 @@ class Modes:
 class Memory:
     """The same decoded pictures over and over, until a time is over."""
 
-    def __init__(self, pictures: Sequence[tuple[Image.Image, tuple[int, int]]], until: float) -> None:
+    def __init__(self, pictures: Sequence[tuple[Picture, tuple[int, int]]], until: float) -> None:
         self._pictures = pictures
         self._until = until
 

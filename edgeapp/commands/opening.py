@@ -252,6 +252,7 @@ def open_to_run(
             source.fit = model.preprocess.wanted_wh
         with trace.step("buffers and graphs"):
             runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=total)
+        source.as_pixels = runner.takes_pixels and settings.save is None
     if settings.startup_trace:
         talk.always(str(trace))
     return model, runner

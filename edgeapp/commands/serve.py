@@ -354,7 +354,9 @@ class Service:
         model, settings = hosted.model, hosted.settings
         source, pictures = self._source, "pictures" in settings.write
         source.engine_sha256 = hosted.sha256
+        keep_pictures = pictures or settings.http is not None
         source.fit, source.max_pixels = None, settings.max_pixels
+        source.as_pixels = hosted.runner is not None and hosted.runner.takes_pixels and not keep_pictures
         if model.preprocess is not None and not pictures and not settings.exact_decode:
             source.fit = model.preprocess.wanted_wh
         assert settings.engine is not None
@@ -369,7 +371,7 @@ class Service:
             task=model.card.task,
             batch=model.batch,
             decoders=hosted.decoders,
-            keep_pictures=pictures or settings.http is not None,
+            keep_pictures=keep_pictures,
             finished=lambda _: None,
             stop=self._quit,
         ).run(source)

@@ -13,8 +13,8 @@ from edgeapp.fitting import Fitting, reduced_fitting
 from edgeapp.gpu.infer import HOST_DTYPES
 from edgeapp.gpu.preprocess import PICTURE, Preparer, picture_row
 from edgeapp.model import Card
-from edgeapp.pixels import pixels_of
-from edgeapp.records import Letterbox, Shape, TensorSpec, nbytes
+from edgeapp.pixels import image_of, pixels_of
+from edgeapp.records import Letterbox, Picture, Shape, TensorSpec, nbytes
 from edgeapp.tensors import bfloat16_bits
 
 ALIGNMENT = 256
@@ -56,7 +56,7 @@ class Input(Protocol):
         """Make all places unused."""
         ...
 
-    def fill(self, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
+    def fill(self, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         """Put a picture into its place; any thread may, each for another place."""
         ...
 
@@ -100,12 +100,12 @@ class ReadyInput:
     def clear(self) -> None:
         """Nothing: what an unused place holds is computed along, and nobody looks at it."""
 
-    def fill(self, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
+    def fill(self, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         target = self.array[place]
         if target.dtype == self._preprocess.dtype:
-            return self._preprocess.fill(image, picture_wh, target)
+            return self._preprocess.fill(image_of(image), picture_wh, target)
         values = np.empty(self._preprocess.shape, self._preprocess.dtype)  # bfloat16, which NumPy has not
-        letterbox = self._preprocess.fill(image, picture_wh, values)
+        letterbox = self._preprocess.fill(image_of(image), picture_wh, values)
         target[...] = bfloat16_bits(values)
         return letterbox
 
@@ -155,21 +155,23 @@ class PixelInput:
         self._end = self._start
         self._left = len(self._rows)
 
-    def fill(self, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
+    def fill(self, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         """The pixels where there is room for them, else a picture of the network's size, for which there always is."""
         card = self._preprocess.card
-        where = reduced_fitting(image.size, picture_wh, card)
-        offset = self._room(image.width * image.height * PIXEL_BYTES)
+        pixels = pixels_of(image) if isinstance(image, Image.Image) else image
+        height, width, _ = pixels.shape
+        where = reduced_fitting((width, height), picture_wh, card)
+        offset = self._room(pixels.nbytes)
         if offset is None:
-            image = self._preprocess.fitted(image, where)
-            where = where._replace(box=(0.0, 0.0, float(image.width), float(image.height)))
-            offset = self._room(image.width * image.height * PIXEL_BYTES, last=True)
+            pixels = pixels_of(self._preprocess.fitted(image_of(image), where))
+            height, width, _ = pixels.shape
+            where = where._replace(box=(0.0, 0.0, float(width), float(height)))
+            offset = self._room(pixels.nbytes, last=True)
             assert offset is not None
-        pixels = pixels_of(image if image.mode == "RGB" else image.convert("RGB"))
         self._memory[offset : offset + pixels.nbytes].reshape(pixels.shape)[...] = pixels
         self._rows[place] = picture_row(
-            where, image.size, antialias=card.antialias, offset=offset,
-            row_bytes=image.width * PIXEL_BYTES, pixel_bytes=PIXEL_BYTES,
+            where, (width, height), antialias=card.antialias, offset=offset,
+            row_bytes=width * PIXEL_BYTES, pixel_bytes=PIXEL_BYTES,
         )  # fmt: skip
         return where.letterbox
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pycuda.driver as cuda
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgeapp.gpu.infer import HOST_DTYPES, GpuEngine
 from edgeapp.gpu.intake import ReadyInput
 from edgeapp.gpu.ring import Ring
-from edgeapp.records import Shape, nbytes
+from edgeapp.records import Picture, Shape, nbytes
 from edgeapp.tensors import noise
 
 FEWEST = 10
@@ -87,7 +86,7 @@ class Meter:
             array = host.input.array
             array[...] = noise(array.shape).astype(array.dtype)
 
-    def show(self, pictures: Sequence[tuple[Image.Image, tuple[int, int]]]) -> None:
+    def show(self, pictures: Sequence[tuple[Picture, tuple[int, int]]]) -> None:
         """Fill all hosts with pictures."""
         number = 0
         for host in self._ring.hosts:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pycuda.driver as cuda
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgeapp import errors
 from edgeapp.gpu import faults
@@ -24,8 +23,8 @@ from edgeapp.gpu.driver import CallError
 from edgeapp.gpu.filter import Filter
 from edgeapp.gpu.graphs import Graph
 from edgeapp.gpu.infer import HOST_DTYPES, GpuEngine
-from edgeapp.gpu.intake import Input, Intake, up
-from edgeapp.records import CANDIDATES, COUNTS, Letterbox, Shape, Tensors, nbytes
+from edgeapp.gpu.intake import Input, Intake, PixelIntake, up
+from edgeapp.records import CANDIDATES, COUNTS, Letterbox, Picture, Shape, Tensors, nbytes
 from edgeapp.tensors import bfloat16_values
 
 SLOTS = 3
@@ -251,13 +250,18 @@ class Ring:
             dense = slot.output.address + layout.fetched
             self._boxes.launch(dense, slot.output.address, batch, self.compute)
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether pixels become network input on the GPU."""
+        return isinstance(self.intake, PixelIntake)
+
     # --- running ------------------------------------------------------------------------------------------------------
 
     def begin(self, host: Host) -> None:
         """Make all its places unused."""
         host.input.clear()
 
-    def fill(self, host: Host, place: int, image: Image.Image, picture_wh: tuple[int, int]) -> Letterbox:
+    def fill(self, host: Host, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         """Put a picture into its place of the batch; any thread may, each for another place."""
         return host.input.fill(place, image, picture_wh)
 

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from edgeapp import errors, paths
+from edgeapp.pixels import image_of
 from edgeapp.records import Frame, Result
 from edgeapp.service.durable import Appended, rename_new, sync_folder
 from edgeapp.service.ledger import Ledger
@@ -286,7 +287,7 @@ class Recorder:
         try:
             annotate(result).save(picture, "JPEG", quality=JPEG_QUALITY)
         except (OSError, ValueError, ArithmeticError) as error:
-            width, height = result.frame.image.size
+            width, height = image_of(result.frame.image).size
             result.error = errors.DataError(
                 f"cannot draw {paths.printable(result.frame.path)}: {width}x{height} pixels", str(error),
                 "leave out --write pictures, or give it pictures of at most 65500 pixels a side",
@@ -380,7 +381,7 @@ class Recorder:
 
 def _kept_bytes(result: Result) -> int:
     """Bytes of what a result keeps in memory, without the small things."""
-    image = result.frame.image
+    image = image_of(result.frame.image) if result.frame.image is not None else None
     pixels = image.width * image.height * len(image.getbands()) if image is not None else 0
     return pixels + sum(array.nbytes for array in result.tensors.values())
 

@@ -39,7 +39,7 @@ class SpoolSource:
     An input that was begun before, and not finished, runs alone: if it kills the process again, no other is blamed.
 
     Attributes:
-        fit, max_pixels: see FileSource.
+        fit, as_pixels, max_pixels: see FileSource.
         over: the service is ending.
         engine_sha256: of the model file that the frames are for.
 
@@ -83,6 +83,7 @@ class SpoolSource:
         self._given_s = time.monotonic()
         self.over = False
         self.fit: Fit | None = None
+        self.as_pixels = False
         self.max_pixels = DEFAULT_MAX_PIXELS
         self.engine_sha256 = ""
 
@@ -187,7 +188,9 @@ class SpoolSource:
                 _note_digest(frame, file)
         frame.error = frame.error or refused
         if frame.error is None:
-            read_frame(frame, self.max_pixels, fit=self.fit, opened=partial(_note_digest, frame))
+            read_frame(
+                frame, self.max_pixels, fit=self.fit, as_pixels=self.as_pixels, opened=partial(_note_digest, frame)
+            )
 
     # --- the pipeline's thread ---------------------------------------------------------------------------------------
 

@@ -22,9 +22,11 @@ def thumbnail(result: Result) -> bytes | None:
 
     from PIL import Image, ImageDraw
 
-    image = result.frame.image
-    if image is None or result.frame.picture_wh is None:
+    from edgeapp.pixels import image_of
+
+    if result.frame.image is None or result.frame.picture_wh is None:
         return None
+    image = image_of(result.frame.image)
     small = image.reduce(max(1, min(image.width // SIZE_WH[0], image.height // SIZE_WH[1]))).convert("RGB")
     small.thumbnail(SIZE_WH, Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(small)

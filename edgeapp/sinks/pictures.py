@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from PIL import Image, ImageDraw, ImageFont
 
 from edgeapp import errors, paths
+from edgeapp.pixels import image_of
 from edgeapp.records import Result
 from edgeapp.sinks.writing import explained, whole_file
 
@@ -62,7 +63,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def annotate(result: Result) -> Image.Image:
     """A copy of the picture with what was found drawn on it."""
     assert result.frame.image is not None
-    picture = result.frame.image.copy()
+    picture = image_of(result.frame.image).copy()
     draw = ImageDraw.Draw(picture)
     short = min(picture.size)
     font_size = max(11, round(short * 0.028))

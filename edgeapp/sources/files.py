@@ -12,6 +12,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -28,7 +29,8 @@ from PIL import (
 )
 
 from edgeapp import errors, paths
-from edgeapp.records import Frame, Tensors, nbytes
+from edgeapp.records import Frame, Picture, Tensors, nbytes
+from edgeapp.sources import jpeg
 from edgeapp.stopping import Stop
 
 PICTURE_FORMATS = tuple(
@@ -57,9 +59,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Fit = Callable[[tuple[int, int]], tuple[int, int]]
 """Picture size -> the size that is enough of it, both (width, height) with the orientation applied."""
 
-REDUCTIONS = (8, 4, 2)
-"""By how much the JPEG decoder can shrink a picture; it then leaves the finer frequencies out."""
-
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,6 +82,7 @@ class FileSource:
     Attributes:
         fit: how large a picture has to be at least; JPEGs may be decoded smaller than they are, but
             not smaller than that. None: all in full. Set it before the first `read`.
+        as_pixels: frames get their pixels in place of a picture where that is sooner done.
 
     Args:
         uris: paths, folders (their pictures and tensors, sorted), glob patterns, or "-" for a list
@@ -109,6 +109,7 @@ class FileSource:
         self._stop = stop
         self._stream = stream
         self.fit: Fit | None = None
+        self.as_pixels = False
         self._items: list[str | errors.EdgeappError | None] = []
         self.total: int | None = 0
         for uri in uris:
@@ -171,16 +172,22 @@ class FileSource:
     def read(self, frame: Frame) -> None:
         """Read and decode a frame; what is wrong with the input becomes its error. Any thread may call it."""
         if frame.error is None:
-            read_frame(frame, self._max_pixels, fit=self.fit)
+            read_frame(frame, self._max_pixels, fit=self.fit, as_pixels=self.as_pixels)
 
 
 def read_frame(
-    frame: Frame, max_pixels: int, *, fit: Fit | None = None, opened: Callable[[BinaryIO], None] | None = None
+    frame: Frame,
+    max_pixels: int,
+    *,
+    fit: Fit | None = None,
+    as_pixels: bool = False,
+    opened: Callable[[BinaryIO], None] | None = None,
 ) -> None:
     """Fill in a frame's picture or tensors, or the error that kept it from that.
 
     Args:
         fit: see `read_picture`.
+        as_pixels: see `FileSource`.
         opened: given the file before anything else is read of it; may raise OSError or EdgeappError.
     """
     started = time.perf_counter()
@@ -188,7 +195,9 @@ def read_frame(
         if FileSource.is_tensors(frame):
             frame.tensors = read_tensors(frame.path, opened)
         else:
-            frame.image, frame.picture_wh = read_picture(frame.path, max_pixels, fit=fit, opened=opened)
+            frame.image, frame.picture_wh = read_picture(
+                frame.path, max_pixels, fit=fit, as_pixels=as_pixels, opened=opened
+            )
     except errors.EdgeappError as error:
         _forget_locals(error)
         frame.error = error
@@ -247,7 +256,7 @@ def _folder(root: str, *, recursive: bool) -> list[str]:
     return sorted(found)
 
 
-def open_regular(path: str) -> BinaryIO:
+def open_regular(path: str) -> BufferedReader:
     """Open a file for reading, but no FIFO or device, which could block or never end.
 
     Raises:
@@ -282,12 +291,18 @@ _KINDS = (
 
 
 def read_picture(
-    path: str, max_pixels: int, *, fit: Fit | None = None, opened: Callable[[BinaryIO], None] | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
+    path: str,
+    max_pixels: int,
+    *,
+    fit: Fit | None = None,
+    as_pixels: bool = False,
+    opened: Callable[[BinaryIO], None] | None = None,
+) -> tuple[Picture, tuple[int, int]]:
     """Decode a JPEG, PNG, BMP or WebP file.
 
     Args:
         fit: a JPEG may be decoded at half, a quarter or an eighth of its size, not below this.
+        as_pixels: give the pixels where that is sooner done.
         opened: given the file first.
 
     Returns:
@@ -307,8 +322,13 @@ def read_picture(
         try:
             if opened is not None:
                 opened(file)
-            if os.fstat(file.fileno()).st_size == 0:  # or a file of /proc, from which anything may come
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:  # or a file of /proc, from which anything may come
                 raise errors.DataError(what, "the file is empty", fix)
+            if as_pixels and size <= MOST_BYTES_AT_ONCE and file.peek(len(jpeg.START)).startswith(jpeg.START):
+                found = jpeg.pixels(file.read(size), max_pixels, fit)
+                if found is not None:
+                    return found
             image = Image.open(file, formats=PICTURE_FORMATS)
             width, height = image.size
             if width * height > max_pixels:
@@ -322,7 +342,7 @@ def read_picture(
                     _reduce(image, fit)
                 # By default Pillow asks for the interpreter lock every 64 KiB, and a thread that waits
                 # for a busy one gets it 5 ms later.
-                image.decodermaxblock = min(os.fstat(file.fileno()).st_size + 1, MOST_BYTES_AT_ONCE)
+                image.decodermaxblock = min(size + 1, MOST_BYTES_AT_ONCE)
             image.load()
             orientation = _orientation(image)
             picture_wh = (height, width) if orientation in SIDES_SWAPPED else (width, height)
@@ -359,7 +379,7 @@ def _reduce(image: JpegImagePlugin.JpegImageFile, fit: Fit) -> None:
     width, height = image.size
     least = fit((height, width) if swap else (width, height))
     least_width, least_height = least[::-1] if swap else least
-    for n in REDUCTIONS:
+    for n in jpeg.REDUCTIONS:
         if width < n * least_width or height < n * least_height:
             continue
         # A part of a pixel at the right or the bottom must not come to lie at the left or the top.
