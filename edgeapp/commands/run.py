@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from edgeapp import cores, errors, paths, plan
-from edgeapp.bootstrap import Trace
+from edgeapp.bootstrap import Trace, head_start
 from edgeapp.commands import several
 from edgeapp.commands.opening import chosen, open_to_run
 from edgeapp.log import Talk
@@ -32,6 +32,16 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
     assert settings.engine is not None
     if settings.devices is None and os.path.isdir(settings.engine):
         settings = chosen(settings, talk)
+    assert settings.engine is not None
+    model_file = plan.identify(settings.engine) if settings.devices is None else None
+    with ExitStack() as stack:
+        if model_file is not None and model_file.kind == plan.PLAN:
+            stack.enter_context(head_start(settings.device))
+        return _run(model_file, settings, stop, talk)
+
+
+def _run(model_file: plan.ModelFile | None, settings: Settings, stop: Stop, talk: Talk) -> int:
+    """The same with a model file that was looked at; without one, on several GPUs."""
     trace = Trace()
     with trace.step("import NumPy and Pillow"):
         from edgeapp.pipeline import Pipeline
@@ -39,8 +49,6 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         from edgeapp.sources import FileSource
         from edgeapp.sources.files import standard_input
 
-    assert settings.engine is not None
-    model_file = plan.identify(settings.engine) if settings.devices is None else None
     stream = standard_input() if "-" in settings.input else None
     source = FileSource(
         settings.input,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,23 @@ class Driver:
         Raises:
             NoGpuError: the driver finds no usable GPU; the reason is named.
         """
+        # Kernels are loaded when first used: less memory and a faster start. The driver reads it now.
+        os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
         self._check(self._library.cuInit(0), "cuInit")
+
+    def retain_context(self, number: int) -> None:
+        """Make the primary context of a GPU, or count one more who needs it.
+
+        Raises:
+            NoGpuError: it cannot be made.
+        """
+        context = ctypes.c_void_p()
+        code = self._library.cuDevicePrimaryCtxRetain(ctypes.byref(context), self._device(number))
+        self._check(code, "cuDevicePrimaryCtxRetain")
+
+    def release_context(self, number: int) -> None:
+        """Undo `retain_context`."""
+        self._library.cuDevicePrimaryCtxRelease_v2(self._device(number))
 
     def version(self) -> tuple[int, int]:
         """The newest CUDA version that the driver serves, (major, minor)."""

@@ -88,13 +88,6 @@ class GpuEngine:
         used = self._free_bytes - cuda.mem_get_info()[0]
         return {**describe(self._trt, self._engine, guest=self._guest), "device_used_bytes": used}
 
-    def reserve(self) -> None:
-        """Allocate the buffers of every tensor whose size is known before the first run."""
-        for spec in (*self.inputs, *self.outputs):
-            shape = spec.profiles[0][1] if spec.profiles else spec.shape
-            if -1 not in shape:
-                self._buffers[spec.name].reserve(nbytes(shape, HOST_DTYPES[spec.dtype]))
-
     def infer(self, tensors: Tensors, *, views: bool = False) -> Tensors:
         """Run the engine once and wait for it.
 
