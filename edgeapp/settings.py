@@ -211,6 +211,8 @@ OPTIONS = (
            integer(1, 1024), "N", group=SPEED),
     Option("slots", "batches between decoding and writing at a time (default: enough for all threads)",
            integer(1, 1024), "N", group=SPEED),
+    Option("streams", "batches that the GPU computes at the same time, each with memory of its own", integer(1, 16),
+           "N", 1, group=SPEED),
     Option("preprocess", "where pictures become network input: gpu, cpu or auto, which is gpu for a plan",
            choice("gpu", "cpu", "auto"), "WHERE", "auto", group=SPEED),
     Option("max_delay_ms", "wait so long for a batch to fill when standard input is silent", number(0, 60_000), "MS",
@@ -299,6 +301,7 @@ class Settings:
     batch: int | str | None = None
     decode_threads: int | None = None
     slots: int | None = None
+    streams: int = 1
     preprocess: str = "auto"
     max_delay_ms: float = 0.0
     sync: str = "auto"

@@ -93,7 +93,11 @@ def _bench(given: argparse.Namespace, options: Settings, stop: Stop, talk: Talk)
     from edgeapp.commands.bench import bench
     from edgeapp.commands.bench_wanted import wanted_of
 
-    return bench(wanted_of(given), replace(options, sync="spin") if given.spin else options, stop, talk)
+    if given.spin:
+        options = replace(options, sync="spin")
+    if given.inference_streams:
+        options = replace(options, streams=given.inference_streams)
+    return bench(wanted_of(given), options, stop, talk)
 
 
 # --- the service ------------------------------------------------------------------------------------------------------

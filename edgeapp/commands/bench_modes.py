@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from edgeapp import cores, errors, paths
+from edgeapp.commands.bench_sources import Again, Decoding, Memory
 from edgeapp.commands.bench_wanted import MODES, Wanted
 from edgeapp.commands.opening import Model, open_ring
 from edgeapp.log import Talk
@@ -141,7 +142,7 @@ class Modes:
             from edgeapp.gpu.ring import Ring
 
             if isinstance(runner, Ring):
-                ring = open_ring(model, model.preprocess, settings, stack, hosts=Ring.depth + 1, on_gpu=False)
+                ring = open_ring(model, model.preprocess, settings, stack, hosts=runner.depth + 1, on_gpu=False)
                 self._meter = Meter(ring, engine, model.batch, stop.check)
                 stack.callback(self._meter.close)
                 self._meter.randomise()
@@ -212,6 +213,8 @@ class Modes:
         }
         if self._pixels is not None and self._decoded:
             times["pictures"] = self._pixels.latency(seconds, self._wanted.iterations)
+            with Decoding(self._source, self._decoders):
+                times["pictures_loaded"] = self._pixels.latency(seconds, self._wanted.iterations)
         return {
             name: {f"p{p:g}": percentile(values, p) for p in self._wanted.percentiles}
             | {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
@@ -370,48 +373,6 @@ class Modes:
                 step(np.broadcast_to(tensor if card.layout == "NHWC" else tensor.transpose(2, 0, 1), shape))
                 done += 1
             return Block(done, time.perf_counter() - started)
-
-
-class Memory:
-    """The same decoded pictures over and over, until a time is over."""
-
-    def __init__(self, pictures: Sequence[tuple[Picture, tuple[int, int]]], until: float) -> None:
-        self._pictures = pictures
-        self._until = until
-
-    def __iter__(self) -> Iterator[Frame]:
-        i = 0
-        while time.perf_counter() < self._until or not i:
-            yield Frame(str(i))
-            i += 1
-
-    def is_tensors(self, _: Frame) -> bool:
-        return False
-
-    def read(self, frame: Frame) -> None:
-        frame.image, frame.picture_wh = self._pictures[int(frame.path) % len(self._pictures)]
-
-
-class Again:
-    """The same files over and over, until a time is over."""
-
-    def __init__(self, files: FileSource, until: float) -> None:
-        self._files = files
-        self._until = until
-
-    def __iter__(self) -> Iterator[Frame]:
-        while True:
-            for frame in self._files:
-                if frame is not None and not self._files.is_tensors(frame):
-                    yield Frame(frame.path, error=frame.error)
-                if time.perf_counter() > self._until:
-                    return
-
-    def is_tensors(self, _: Frame) -> bool:
-        return False
-
-    def read(self, frame: Frame) -> None:
-        self._files.read(frame)
 
 
 class Power:

@@ -8,6 +8,7 @@ from typing import Any
 STEPS = {
     "total": "one batch, in and out",
     "pictures": "one batch of pictures",
+    "pictures_loaded": "while others decode",
     "enqueue": "enqueue (host)",
     "h2d": "copy in (H2D)",
     "compute": "compute (GPU)",

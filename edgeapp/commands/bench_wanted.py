@@ -58,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--percentile", metavar="P[,P]", type=typed(_percentiles), default=(50.0, 90.0, 95.0, 99.0),
                        help="of the latency (50,90,95,99)")  # fmt: skip
     group.add_argument("--use-spin-wait", "--useSpinWait", dest="spin", action="store_true", help="as --sync spin")
+    group.add_argument("--infStreams", dest="inference_streams", type=typed(integer(1, 16)), metavar="N",
+                       help="as --streams N")  # fmt: skip
     group.add_argument("--no-data-transfers", "--noDataTransfers", dest="no_copies", action="store_true",
                        help="as --mode engine")  # fmt: skip
     group.add_argument("--export-times", "--exportTimes", dest="export_times", metavar="FILE.json", type=typed(name),

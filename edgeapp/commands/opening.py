@@ -273,7 +273,8 @@ def make_runner(
     engine: Any = model.engine
     batch, least = model.batch, model.least
     batches = -(-total // batch) if total is not None else None
-    hosts = settings.slots or -(-decoders // batch) + (BATCHES_TO_SAVE if settings.save else BATCHES_BEYOND_DECODING)
+    beyond = BATCHES_TO_SAVE if settings.save else BATCHES_BEYOND_DECODING * settings.streams
+    hosts = settings.slots or -(-decoders // batch) + beyond
     hosts = min(hosts, batches or hosts)
     if getattr(engine, "pictures_only", False):  # a GpuEngine
         with suppress(errors.DataError):  # outputs of a size that only the run tells
@@ -298,12 +299,14 @@ def open_ring(
     hosts: int,
     graphs: bool = True,
     on_gpu: bool = True,
+    mapped: bool | None = None,
 ) -> Ring:
     """What runs batches of pictures on a GPU; the stack closes it.
 
     Args:
         graphs: record CUDA graphs.
         on_gpu: pictures may become network input, and boxes be picked, on the GPU, if --preprocess lets them.
+        mapped: the GPU reads pictures in page-locked memory instead of having them copied; None lets the GPU say.
 
     Raises:
         DataError: the engine's outputs have a size that only the run tells.
@@ -311,7 +314,7 @@ def open_ring(
     from edgeapp.gpu.intake import Intake, PixelIntake, ReadyIntake
     from edgeapp.gpu.kernels import Kernels
     from edgeapp.gpu.preprocess import Preparer
-    from edgeapp.gpu.ring import Ring
+    from edgeapp.gpu.ring import SLOTS, Ring
 
     engine: Any = model.engine
     spec = engine.inputs[0]
@@ -325,16 +328,18 @@ def open_ring(
                 raise
     intake: Intake = ReadyIntake(preprocess, spec, model.batch)
     if kernels is not None:
-        intake = PixelIntake(preprocess, spec, model.batch, Preparer(model.card, spec.dtype, kernels))
+        mapped = engine.driver.is_integrated(settings.device) if mapped is None else mapped
+        intake = PixelIntake(preprocess, spec, model.batch, Preparer(model.card, spec.dtype, kernels), mapped=mapped)
     ring = Ring(
         engine,
         intake,
         shape=preprocess.shape,
         batch=model.batch,
         least=model.least,
-        hosts=min(hosts, max(Ring.depth + 1, MOST_HOST_BYTES // intake.size)),
+        hosts=min(hosts, max(SLOTS * settings.streams + 1, MOST_HOST_BYTES // intake.size)),
         spin=settings.sync == "spin",
         graphs=graphs,
+        streams=settings.streams,
         boxes=_filter(model, preprocess, kernels) if kernels is not None else None,
     )
     stack.callback(ring.close)

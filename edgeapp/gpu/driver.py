@@ -151,6 +151,10 @@ class Driver:
         # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
         return self.attribute(number, 75), self.attribute(number, 76)
 
+    def is_integrated(self, number: int) -> bool:
+        """Whether the GPU shares the memory of the processor."""
+        return self.attribute(number, 18) == 1  # CU_DEVICE_ATTRIBUTE_INTEGRATED
+
     def device_name(self, number: int) -> str:
         """The name of the GPU of this number, "NVIDIA H200"."""
         return self._text("cuDeviceGetName", number)

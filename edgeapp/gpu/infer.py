@@ -13,7 +13,7 @@ from edgeapp import errors
 from edgeapp.gpu import faults
 from edgeapp.gpu.buffers import Buffer
 from edgeapp.gpu.driver import Driver
-from edgeapp.gpu.engine import describe, tensor_specs
+from edgeapp.gpu.engine import create_context, describe, tensor_specs
 from edgeapp.records import Shape, Tensors, TensorSpec, nbytes
 from edgeapp.tensors import bfloat16_values, check_names, check_shape, convert
 
@@ -68,6 +68,7 @@ class GpuEngine:
         self._trt = trt
         self._engine = engine
         self._context = context
+        self._contexts = {0: context}
         self._cuda_context = cuda_context
         self._log = log
         self.driver = driver
@@ -82,6 +83,13 @@ class GpuEngine:
         self._shapes: dict[str, Shape] = {}
         self._settled: dict[str, Shape | None] | None = None
         self.bound: object = None
+
+    def another(self) -> GpuEngine:
+        """The same engine with an execution context and buffers of its own; close it before this one."""
+        return GpuEngine(
+            self._trt, self._engine, create_context(self._engine, self._log), self._log, self.driver,
+            cuda_context=self._cuda_context, name=self.name, guest=self._guest, free_bytes=self._free_bytes,
+        )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """What the engine tells of itself, see engine.describe, and the bytes that are used on the GPU since."""
@@ -202,13 +210,23 @@ class GpuEngine:
         )
 
     def _use_profile(self, profile: int) -> None:
+        """Each profile has an execution context of its own: what was recorded with one stays as it is."""
         if profile == self._profile:
             return
-        if not self._context.set_optimization_profile_async(profile, self._stream.handle):
+        if profile not in self._contexts:
+            self._contexts[profile] = self._make_context(profile)
+        self._context, self._profile = self._contexts[profile], profile
+        self._shapes.clear()
+
+    def _make_context(self, profile: int) -> Any:
+        try:
+            context = create_context(self._engine, self._log)
+        except errors.SystemRefusedError:  # no memory for another one
+            context = self._contexts.pop(self._profile)
+        if not context.set_optimization_profile_async(profile, self._stream.handle):
             raise self._failed(f"set_optimization_profile_async({profile})")
         self._stream.synchronize()
-        self._profile = profile
-        self._shapes.clear()  # a profile change forgets the input shapes
+        return context
 
     def _fill(self, name: str, array: NDArray[Any]) -> None:
         """Put the values of one input where TensorRT reads them: shape tensors on the host."""
@@ -309,6 +327,7 @@ class GpuEngine:
             self._allocators.clear()
             for buffer in self._buffers.values():
                 buffer.free()
+            self._contexts.clear()
             self._context = self._engine = self._cuda_context = None
 
 

@@ -69,11 +69,13 @@ class Intake(Protocol):
     """How pictures become the input tensor.
 
     Attributes:
-        size: bytes of a batch, in page-locked memory and on the device.
+        size: bytes of a batch in page-locked memory.
+        device_size: of what is copied of it to the device, at most.
         tensor_size: bytes of the input tensor on the device, where it is not what is copied; else 0.
     """
 
     size: int
+    device_size: int
     tensor_size: int
 
     def input(self, memory: NDArray[np.uint8]) -> Input:
@@ -127,7 +129,7 @@ class ReadyIntake:
         self._preprocess = preprocess
         self._dtype = HOST_DTYPES[spec.dtype]
         self._shape = (batch, *preprocess.shape)
-        self.size = nbytes(self._shape, self._dtype)
+        self.size = self.device_size = nbytes(self._shape, self._dtype)
 
     def input(self, memory: NDArray[np.uint8]) -> ReadyInput:
         array = memory.view(self._dtype).reshape(self._shape)
@@ -139,10 +141,19 @@ class ReadyIntake:
 
 
 class PixelInput:
-    """The pictures of a batch as they were decoded, one behind the other, and before them where each one is."""
+    """The pictures of a batch as they were decoded, one behind the other, and before them where each one is.
 
-    def __init__(self, memory: NDArray[np.uint8], batch: int, preprocess: Preprocess, reserve: int) -> None:
+    Args:
+        mapped: the GPU reads the pictures where they are; only where they are is copied.
+    """
+
+    def __init__(
+        self, memory: NDArray[np.uint8], batch: int, preprocess: Preprocess, reserve: int, *, mapped: bool
+    ) -> None:
         self._memory = memory
+        self._mapped = mapped
+        # Page-locked memory has one address for both (unified addressing, all 64-bit machines).
+        self._base = memory.ctypes.data if mapped else 0
         self._start = up(batch * PICTURE.itemsize)
         self._rows = memory[: batch * PICTURE.itemsize].view(PICTURE)
         self._preprocess = preprocess
@@ -170,7 +181,7 @@ class PixelInput:
             assert offset is not None
         self._memory[offset : offset + pixels.nbytes].reshape(pixels.shape)[...] = pixels
         self._rows[place] = picture_row(
-            where, (width, height), antialias=card.antialias, offset=offset,
+            where, (width, height), antialias=card.antialias, offset=self._base + offset,
             row_bytes=width * PIXEL_BYTES, pixel_bytes=PIXEL_BYTES,
         )  # fmt: skip
         return where.letterbox
@@ -186,7 +197,7 @@ class PixelInput:
             return offset
 
     def used(self, _: int) -> int:
-        return self._end
+        return self._start if self._mapped else self._end
 
 
 class PixelIntake:
@@ -196,10 +207,15 @@ class PixelIntake:
         spec: the engine's input.
         batch: pictures in the largest batch.
         preparer: does it.
+        mapped: the GPU reads the pictures where they are, in page-locked memory, which a GPU that shares the memory of
+            the processor does as quickly as a copy.
     """
 
-    def __init__(self, preprocess: Preprocess, spec: TensorSpec, batch: int, preparer: Preparer) -> None:
+    def __init__(
+        self, preprocess: Preprocess, spec: TensorSpec, batch: int, preparer: Preparer, *, mapped: bool
+    ) -> None:
         self._preprocess = preprocess
+        self._mapped = mapped
         self._preparer = preparer
         self._batch = batch
         width, height = preprocess.card.size_wh
@@ -208,11 +224,12 @@ class PixelIntake:
         room = max(int(NETWORK_SIZES * batch * self._reserve), min(roomy, batch * FULL_HD_BYTES))
         self._header = up(batch * PICTURE.itemsize)
         self.size = self._header + up(max(room, 4 * self._reserve))
+        self.device_size = self._header if mapped else self.size
         self.tensor_size = nbytes((batch, *preprocess.shape), HOST_DTYPES[spec.dtype])
 
     def input(self, memory: NDArray[np.uint8]) -> PixelInput:
-        return PixelInput(memory, self._batch, self._preprocess, self._reserve)
+        return PixelInput(memory, self._batch, self._preprocess, self._reserve, mapped=self._mapped)
 
     def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
-        # Offsets of the pictures count from the start of what is copied.
-        self._preparer.launch(copied, copied, tensor, batch, stream)
+        # Offsets of the pictures count from the start of what is copied, or are addresses.
+        self._preparer.launch(0 if self._mapped else copied, copied, tensor, batch, stream)

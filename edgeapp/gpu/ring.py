@@ -2,15 +2,13 @@
 
 Three streams and a few slots. The compute graph of a slot runs on one stream, the copies of its neighbours on the two
 others, joined by events. Measured on an H200: this reaches 0.996 of what the GPU can do, the same copies inside the
-graph 0.57 to 0.91 of it.
+graph 0.57 to 0.91 of it. Where a batch is too small to fill a GPU there may be more streams that compute.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pycuda.driver as cuda
@@ -23,72 +21,19 @@ from edgeapp.gpu.driver import CallError
 from edgeapp.gpu.filter import Filter
 from edgeapp.gpu.graphs import Graph
 from edgeapp.gpu.infer import HOST_DTYPES, GpuEngine
-from edgeapp.gpu.intake import Input, Intake, PixelIntake, up
+from edgeapp.gpu.intake import Intake, PixelIntake, up
+from edgeapp.gpu.slots import Host, Lane, Layout, Slot
 from edgeapp.records import CANDIDATES, COUNTS, Letterbox, Picture, Shape, Tensors, nbytes
 from edgeapp.tensors import bfloat16_values
 
 SLOTS = 3
-"""Batches on the GPU at a time: one copied in, one computed, one copied out."""
+"""Batches on the GPU at a time, for each stream that computes: one copied in, one computed, one copied out."""
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream."""
 
 BLOCKING_SYNC, DISABLE_TIMING = 1, 2
 """CU_EVENT_*: a waiting thread sleeps; no time stamps."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the outputs of a batch of `batch` lie in one piece of memory, so that one copy fetches them.
-
-    Attributes:
-        outputs: of each output tensor the offset (bytes), shape and dtype in memory.
-        size: bytes of all.
-        fetched: of them, those that are copied out after every run: the first ones.
-    """
-
-    batch: int
-    outputs: dict[str, tuple[int, Shape, np.dtype[Any]]]
-    size: int
-    fetched: int
-
-
-@dataclass
-class Host:
-    """Page-locked memory of one batch: its pictures go out of here, its outputs come in.
-
-    Attributes:
-        slot: where it is on the GPU, while it is there.
-        layout: of the outputs that came in.
-        whole: all of them, and not only what the filter picked.
-    """
-
-    input: Input
-    sent: Buffer
-    received: Buffer
-    slot: Slot | None = None
-    layout: Layout | None = None
-    whole: bool = False
-
-
-@dataclass
-class Slot:
-    """Device memory of one batch, and what runs on it.
-
-    Attributes:
-        copied: what came from the host.
-        tensor: the address of the input tensor.
-        uploaded, computed, done: events.
-        graphs: by batch size.
-    """
-
-    copied: Buffer
-    tensor: int
-    output: Buffer
-    uploaded: int
-    computed: int
-    done: int
-    graphs: dict[int, Graph] = field(default_factory=dict)
 
 
 class Ring:
@@ -105,18 +50,20 @@ class Ring:
         hosts: how many batches there are between decoding and the last use of their outputs.
         spin: wait without sleeping: some microseconds sooner, at the price of a core.
         graphs: False has every launch enqueue the engine anew.
+        streams: for computing; each further one has an execution context, with device memory, of its own.
         boxes: picks the boxes of the only output that reach the threshold, so that the rest need not be copied.
 
     Raises:
         DataError: this engine cannot work so: it has other inputs than pictures, or outputs of unknown size.
+        UsageError: it cannot have so many execution contexts.
 
     Attributes:
         intake: as given.
+        depth: batches that may be in flight.
+        compute: the first of the streams that compute.
         hosts: use each for one batch at a time.
         not_captured: why there are no graphs, "" if there are.
     """
-
-    depth = SLOTS
 
     def __init__(
         self,
@@ -129,6 +76,7 @@ class Ring:
         hosts: int,
         spin: bool = False,
         graphs: bool = True,
+        streams: int = 1,
         boxes: Filter | None = None,
     ) -> None:
         if not engine.pictures_only:
@@ -147,9 +95,13 @@ class Ring:
         self._streams: list[int] = []
         try:
             largest = self._layout(batch)
-            self._in, self.compute, self._out = (self._stream() for _ in range(3))
+            self._in, self._out = self._stream(), self._stream()
+            self._lanes = [Lane(engine, self._stream())]
+            self._lanes += [self._further_lane() for _ in range(1, streams)]
+            self.compute = self._lanes[0].stream
+            self.depth = SLOTS * streams
             flags = 0 if spin else BLOCKING_SYNC
-            self._slots = [self._slot(largest.size, flags) for _ in range(SLOTS)]
+            self._slots = [self._slot(lane, largest.size, flags) for _ in range(SLOTS) for lane in self._lanes]
             self.hosts = [self._host(largest.fetched) for _ in range(hosts)]
             self._prepare_calls()
             self._make_graphs(batch)
@@ -178,6 +130,19 @@ class Ring:
         self._undo.callback(self._driver.function("cuStreamDestroy_v2"), stream)
         return stream
 
+    def _further_lane(self) -> Lane:
+        engine = self._engine.another()
+        self._undo.callback(engine.close)
+        try:
+            engine.output_shapes((self._batch, *self._shape))
+        except errors.DataError as error:
+            raise errors.UsageError(
+                "--streams does not fit this plan",
+                f"each stream computes with an execution context of its own, and: {error.what}",
+                "leave it out; with free dimensions TensorRT 8.6 wants a profile for each of them, 10 does not",
+            ) from error
+        return Lane(engine, self._stream())
+
     def _event(self, flags: int) -> int:
         event = self._driver.create("cuEventCreate", flags)
         self._undo.callback(self._driver.function("cuEventDestroy_v2"), event)
@@ -188,9 +153,9 @@ class Ring:
         self._undo.callback(_free, buffer)
         return buffer
 
-    def _slot(self, output_size: int, flags: int) -> Slot:
+    def _slot(self, lane: Lane, output_size: int, flags: int) -> Slot:
         copied, output = self._buffer("input"), self._buffer("outputs")
-        copied.reserve_device(self.intake.size)
+        copied.reserve_device(self.intake.device_size)
         output.reserve_device(output_size)
         tensor = copied.address
         if self.intake.tensor_size:
@@ -198,9 +163,9 @@ class Ring:
             made.reserve_device(self.intake.tensor_size)
             tensor = made.address
         # Recording runs the engine once on what lies there.
-        self._driver.call("cuMemsetD8Async", copied.address, 0, self.intake.size, self.compute)
+        self._driver.call("cuMemsetD8Async", copied.address, 0, self.intake.device_size, lane.stream)
         uploaded, computed = self._event(DISABLE_TIMING), self._event(DISABLE_TIMING)
-        slot = Slot(copied, tensor, output, uploaded, computed, self._event(DISABLE_TIMING | flags))
+        slot = Slot(lane, copied, tensor, output, uploaded, computed, self._event(DISABLE_TIMING | flags))
         self._undo.callback(self._drop_graphs, slot)
         return slot
 
@@ -226,11 +191,11 @@ class Ring:
         """For every slot; where it cannot be, `not_captured` says why and launches go without."""
         for slot in self._slots:
             self._enqueue(slot, batch)  # the first run of a shape loads kernels, which cannot be recorded
-            self._driver.call("cuStreamSynchronize", self.compute)
+            self._driver.call("cuStreamSynchronize", slot.lane.stream)
             if self.not_captured:
                 return
             try:
-                slot.graphs[batch] = Graph(self._driver, self.compute, partial(self._enqueue, slot, batch))
+                slot.graphs[batch] = Graph(self._driver, slot.lane.stream, partial(self._enqueue, slot, batch))
             except (CallError, errors.EdgeappError) as error:
                 if self._driver.context_code() != 0:
                     raise
@@ -238,17 +203,17 @@ class Ring:
                 return
 
     def _enqueue(self, slot: Slot, batch: int) -> None:
-        """Put on the compute stream all that a batch needs there."""
-        layout = self._layout(batch)
-        if self._engine.bound != (slot.uploaded, batch):
-            self._engine.output_shapes((batch, *self._shape))
+        """Put on its lane's stream all that a batch needs there."""
+        layout, engine, stream = self._layout(batch), slot.lane.engine, slot.lane.stream
+        if engine.bound != (slot.uploaded, batch):
+            engine.output_shapes((batch, *self._shape))
             addresses = {name: slot.output.address + offset for name, (offset, _, _) in layout.outputs.items()}
-            self._engine.bind({self._engine.inputs[0].name: slot.tensor, **addresses}, (slot.uploaded, batch))
-        self.intake.enqueue(slot.copied.address, slot.tensor, batch, self.compute)
-        self._engine.enqueue(self.compute)
+            engine.bind({engine.inputs[0].name: slot.tensor, **addresses}, (slot.uploaded, batch))
+        self.intake.enqueue(slot.copied.address, slot.tensor, batch, stream)
+        engine.enqueue(stream)
         if self._boxes is not None:
             dense = slot.output.address + layout.fetched
-            self._boxes.launch(dense, slot.output.address, batch, self.compute)
+            self._boxes.launch(dense, slot.output.address, batch, stream)
 
     @property
     def takes_pixels(self) -> bool:
@@ -279,7 +244,8 @@ class Ring:
         """
         batch = self.places(count)
         slot = self._slots[self._turn]
-        self._turn = (self._turn + 1) % SLOTS
+        self._turn = (self._turn + 1) % self.depth
+        compute = slot.lane.stream
         host.slot, host.layout, host.whole = slot, self._layouts.get(batch) or self._layout(batch), self._boxes is None
         if batch not in slot.graphs and not self.not_captured:
             self._more_graphs(batch)
@@ -288,12 +254,12 @@ class Ring:
         if copies:
             size = host.input.used(batch)
             code = self._copy_in(slot.copied.address, host.sent.host_address, size, self._in)
-            code = code or self._record(slot.uploaded, self._in) or self._wait(self.compute, slot.uploaded, 0)
+            code = code or self._record(slot.uploaded, self._in) or self._wait(compute, slot.uploaded, 0)
         if graph is not None:
-            code = code or self._launch(graph.handle, self.compute)
+            code = code or self._launch(graph.handle, compute)
         elif not code:
             self._enqueue(slot, batch)
-        last = self.compute
+        last = compute
         if copies:
             code = code or self._record(slot.computed, last) or self._wait(self._out, slot.computed, 0)
             last = self._out
@@ -303,8 +269,9 @@ class Ring:
             raise self._lost(code)
 
     def _more_graphs(self, batch: int) -> None:
-        """Record another batch size; nothing else may be on the compute stream meanwhile."""
-        self._driver.call("cuStreamSynchronize", self.compute)
+        """Record another batch size; nothing else may be computed meanwhile."""
+        for lane in self._lanes:
+            self._driver.call("cuStreamSynchronize", lane.stream)
         self._make_graphs(batch)
 
     def finish(self, host: Host) -> None:
@@ -353,9 +320,9 @@ class Ring:
         return graph.nodes if graph else 0
 
     def enqueue_once(self, batch: int, *, first: bool = False) -> None:
-        """Put one run on the compute stream, and nothing else; slot after slot, or always the first one."""
-        slot = self._slots[0 if first else self._turn]
-        self._turn = (self._turn + 1) % SLOTS
+        """Put one run on the compute stream, and nothing else; slot after slot of it, or always the first one."""
+        slot = self._slots[0 if first else self._turn - self._turn % len(self._lanes)]
+        self._turn = (self._turn + len(self._lanes)) % self.depth
         graph = slot.graphs.get(batch)
         if graph is None:
             self._enqueue(slot, batch)

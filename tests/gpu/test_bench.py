@@ -57,7 +57,7 @@ def test_bench_tells_of_every_mode(edgeapp: Program, demo_plan: Path, tmp_path: 
     assert modes == ["floor", "engine", "copies", "floor+", "pixels", "frames", "files", "tutorial"]
     assert found["graph"].endswith(" nodes")
     assert int(found["graph"].split()[0]) > 10
-    assert set(found["latency_ms"]) == {"total", "enqueue", "h2d", "compute", "d2h", "pictures"}
+    assert set(found["latency_ms"]) == {"total", "enqueue", "h2d", "compute", "d2h", "pictures", "pictures_loaded"}
     for times in found["latency_ms"].values():
         assert times["min"] <= times["p50"] <= times["p90"] <= times["p99"] <= times["max"]
     assert found["latency_ms"]["total"]["p50"] > found["latency_ms"]["compute"]["min"]

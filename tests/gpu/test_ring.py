@@ -17,7 +17,7 @@ import pytest
 from gpu.compare import DEMO, PLANS, unpacked
 from PIL import Image
 
-from edgeapp import plan
+from edgeapp import errors, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands import opening
 from edgeapp.log import Talk
@@ -66,20 +66,20 @@ def alone(model: opening.Model, images: list[Image.Image]) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("preprocess", ["cpu", "gpu"])
+@pytest.mark.parametrize(("preprocess", "mapped"), [("cpu", False), ("gpu", False), ("gpu", True)])
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "enqueued"])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_batches_in_flight_give_what_the_engine_gives_alone(
-    stack: ExitStack, tmp_path: Path, batch: int, graphs: bool, preprocess: str
+    stack: ExitStack, tmp_path: Path, batch: int, graphs: bool, preprocess: str, mapped: bool
 ) -> None:
-    """Full batches and a rest, three in flight, memory used again and again."""
+    """Full batches and a rest, three in flight, memory used again and again; pictures copied, or read in place."""
     path = unpacked(DEMO / "model.plan.xz", tmp_path)
     model, settings = opened(stack, path, batch=batch, preprocess=preprocess, model_card=str(DEMO / "model.json"))
     images = pictures(2 * 8 * batch // max(1, batch // 2) + 1)
     wanted = alone(model, images)
     assert sum(map(len, wanted)) > len(images)
     assert model.preprocess is not None
-    ring = opening.open_ring(model, model.preprocess, settings, stack, hosts=4, graphs=graphs)
+    ring = opening.open_ring(model, model.preprocess, settings, stack, hosts=4, graphs=graphs, mapped=mapped)
     assert bool(ring.not_captured) is not graphs
     found: list[Any] = []
     flying: deque[Any] = deque()
@@ -105,6 +105,49 @@ def test_batches_in_flight_give_what_the_engine_gives_alone(
             assert a.class_id == b.class_id
             assert a.score == pytest.approx(b.score, abs=5e-3)  # another batch size has other kernels
             assert a.box_xyxy == pytest.approx(b.box_xyxy, abs=2)
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "enqueued"])
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_streams_compute_side_by_side(stack: ExitStack, streams: int, graphs: bool) -> None:
+    """Each in a context of its own: every batch gets what the engine gives alone."""
+    model, settings = opened(stack, PLANS / "classifier_batch4.plan", preprocess="cpu", streams=streams)
+    assert model.preprocess is not None
+    (output,) = (spec.name for spec in model.engine.outputs)
+    images = pictures(100 * 4)
+    wanted = []
+    for first in range(0, len(images), 4):
+        tensor = np.zeros((4, *model.preprocess.shape), model.preprocess.dtype)
+        for place, image in enumerate(images[first : first + 4]):
+            model.preprocess.fill(image, image.size, tensor[place])
+        wanted.append(model.engine.infer({model.engine.inputs[0].name: tensor})[output])
+    hosts = 3 * streams + 1
+    ring = opening.open_ring(model, model.preprocess, settings, stack, hosts=hosts, graphs=graphs)
+    assert ring.depth == 3 * streams
+    flying: deque[Any] = deque()
+    found = []
+    for number in range(100):
+        host = ring.hosts[number % hosts]
+        ring.begin(host)
+        for place, image in enumerate(images[4 * number : 4 * number + 4]):
+            ring.fill(host, place, image, image.size)
+        ring.launch(host, 4)
+        flying.append(host)
+        while len(flying) == ring.depth or (flying and number == 99):
+            landed = flying.popleft()
+            ring.finish(landed)
+            found.append(ring.outputs(landed)[output].copy())
+    assert np.array_equal(np.stack(found), np.stack(wanted))
+
+
+def test_streams_are_refused_where_a_context_wants_its_own_profile(stack: ExitStack, tmp_path: Path) -> None:
+    """By TensorRT 8.6, for free dimensions: it is said, and one stream goes on."""
+    path = unpacked(DEMO / "model.plan.xz", tmp_path)
+    model, settings = opened(stack, path, batch=2, model_card=str(DEMO / "model.json"), streams=2)
+    assert model.preprocess is not None
+    with pytest.raises(errors.UsageError, match="--streams does not fit"):
+        opening.open_ring(model, model.preprocess, settings, stack, hosts=7)
+    opening.open_ring(model, model.preprocess, replace(settings, streams=1), stack, hosts=4)
 
 
 def test_more_boxes_than_the_filter_has_room_for_are_all_there(

@@ -1,0 +1,71 @@
+"""A million pictures through the frozen file: nothing grows.
+
+EDGEAPP_GPU_FRAMES=1000000 python -m pytest tests/gpu/test_growth.py -s        (default: 60,000)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from campaigning import growth
+from gpu.compare import DEMO, unpacked
+from support import Program
+
+FRAMES = int(os.environ.get("EDGEAPP_GPU_FRAMES", "60000"))
+SAMPLE_S = 0.5
+MOST_BYTES_A_FRAME = 1.0
+"""A kilobyte for 1,000 frames."""
+
+ALLOCATORS_BYTES = 2 << 20
+"""A short run cannot tell so much from what allocators hold back."""
+
+
+def gpu_bytes() -> int:
+    """Memory in use on the GPU, all programs."""
+    words = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) << 20
+
+
+def sample(pid: int) -> tuple[int, int, int, int]:
+    """Resident bytes, bytes on the GPU, descriptors and threads."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    return int(status["VmRSS"].split()[0]) << 10, gpu_bytes(), descriptors, int(status["Threads"])
+
+
+def test_nothing_grows(edgeapp: Program, tmp_path: Path) -> None:
+    """Through the whole pipeline: detector, GPU preprocessing, filter, boxes read; host and device memory."""
+    engine = unpacked(DEMO / "model.plan.xz", tmp_path)
+    files = sorted(DEMO.glob("*.jpg"))
+    names = "".join(f"{files[i % len(files)]}\n" for i in range(1000)).encode()
+    words = ["--engine", engine, "--model-card", DEMO / "model.json", "--batch", "8", "--input", "-", "--quiet"]
+    child = edgeapp.start(*words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert child.stdin is not None
+    samples, taken_s, given, began_s = [], 0.0, 0, time.monotonic()
+    while given < FRAMES:
+        child.stdin.write(names)
+        given += 1000
+        if given > FRAMES // 10 and time.monotonic() - taken_s > SAMPLE_S:
+            samples.append((given, *sample(child.pid)))
+            taken_s = time.monotonic()
+    child.communicate(timeout=600)
+    assert child.returncode == 0
+    seconds = time.monotonic() - began_s
+    frames, host, device, descriptors, threads = (list(column) for column in zip(*samples, strict=True))
+    span = frames[-1] - frames[0]
+    told = {
+        "frames": given, "a second": round(given / seconds), "samples": len(samples),
+        "host MB": round(statistics.median(host) / 1e6), "host bytes a frame": round(growth(host) / span, 3),
+        "GPU MB": round(statistics.median(device) / 1e6), "GPU bytes a frame": round(growth(device) / span, 3),
+        "descriptors": sorted(set(descriptors)), "threads": sorted(set(threads)),
+    }  # fmt: skip
+    print("\n" + json.dumps(told))
+    for values in (host, device):
+        assert growth(values) <= MOST_BYTES_A_FRAME * span + ALLOCATORS_BYTES, told
+    assert growth(descriptors) < 1, told
+    assert growth(threads) < 1, told
