@@ -10,13 +10,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from support import Outcome, Program
 
 WAIT_S = 60.0
+TCP_LISTEN = "0A"
+"""In /proc/PID/net/tcp (linux/include/net/tcp_states.h)."""
 
 
 def until(true: Callable[[], Any], what: str, seconds: float = WAIT_S, every_s: float = 0.01) -> Any:
@@ -124,6 +126,17 @@ class Serving:
     def wait_done(self, count: int, seconds: float = WAIT_S) -> None:
         """Until so many inputs are done or failed."""
         until(lambda: self.finished() >= count, f"{count} inputs", seconds, 0.02)
+
+    def port(self) -> int:
+        """The TCP port that it listens on, whichever it was given: none is chosen before it is taken."""
+        folder = Path(f"/proc/{self.process.pid}")
+        held = set()
+        for path in (folder / "fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                held.add(os.readlink(path))
+        sockets = [line.split() for line in (folder / "net" / "tcp").read_text().splitlines()[1:]]
+        (port,) = (one[1].split(":")[1] for one in sockets if one[3] == TCP_LISTEN and f"socket:[{one[9]}]" in held)
+        return int(port, 16)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
