@@ -125,11 +125,15 @@ def listening(hook: Hook, port: int = 0, tls: tuple[Path, Path] | None = None) -
         thread.join()
 
 
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def reserved_port() -> socket.socket:
+    """A port that nobody listens on, and that is given to nobody else while this socket is open.
+
+    Who asks for this very port with SO_REUSEADDR, as servers do, gets it (Linux: for the socket does not listen).
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,8 @@ class Broker:
     def __init__(self, folder: Path, *configuration: str) -> None:
         if MOSQUITTO is None:
             pytest.skip("mosquitto is missing: apt-get install mosquitto")
-        self.port = free_port()
+        self._reserved = reserved_port()
+        self.port = int(self._reserved.getsockname()[1])
         self._file = folder / "mosquitto.conf"
         lines = [
             f"listener {self.port} 127.0.0.1",
@@ -190,10 +195,11 @@ class Broker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._reserved.close()
 
     def start(self) -> None:
         self._process = subprocess.Popen([str(MOSQUITTO), "-c", str(self._file)], stderr=subprocess.DEVNULL)
-        until(self._answers, "the broker listens", 10)
+        until(self._answers, "the broker listens")
 
     def _answers(self) -> bool:
         try:
@@ -241,7 +247,7 @@ class Listener:
 
     def __enter__(self) -> Listener:
         self._client.loop_start()
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -54,7 +54,7 @@ class Program:
         env: dict[str, str] | None = None,
         input: bytes | None = None,
         stdout: Any = subprocess.PIPE,
-        timeout: float = 60,
+        timeout: float = 120,
     ) -> Outcome:
         """Run to the end with `input` on standard input; both outputs must be valid UTF-8."""
         done = subprocess.run(

@@ -34,7 +34,7 @@ from typing import Any
 import pytest
 
 SYSTEMD = Path("/lib/systemd/systemd")
-BOOT_S, GONE_S = 30.0, 10.0
+BOOT_S, GONE_S = 120.0, 60.0
 PR_SET_PDEATHSIG = 1
 
 # Those of the units of systemd that a service depends on, and the journal.
@@ -240,7 +240,7 @@ class Machine:
         ]  # fmt: skip
 
     def run(
-        self, *words: str | Path, check: bool = False, timeout: float = 60, env: Mapping[str, str] | None = None,
+        self, *words: str | Path, check: bool = False, timeout: float = 120, env: Mapping[str, str] | None = None,
         input: str = "",
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a command inside to its end, as root, with an environment of its own."""
@@ -283,7 +283,7 @@ class Machine:
         text = self.run("systemctl", "show", unit, f"--property={','.join(names)}", check=True).stdout
         return dict(line.split("=", 1) for line in text.splitlines())
 
-    def wait(self, unit: str, timeout: float = 30, **wanted: str) -> dict[str, str]:
+    def wait(self, unit: str, timeout: float = 120, **wanted: str) -> dict[str, str]:
         """Wait until properties of a unit have the wanted values, of which any of several is named by a|b."""
         until = time.monotonic() + timeout
         while True:

@@ -33,7 +33,7 @@ from edgeapp.sources import FileSource
 from edgeapp.stopping import Stop
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-SOON_S = 20.0
+SOON_S = 60.0
 """Long enough for a busy machine, short enough to tell a hang."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import receivers
 from PIL import Image
-from receivers import Authority, Broker, Hook, Listener, answer, free_port, listening
+from receivers import Authority, Broker, Hook, Listener, answer, listening, reserved_port
 from serving import Spool, serving, until
 from support import ROOT, Program
 
@@ -200,7 +200,7 @@ def publishing(results: Results, hook: Hook, log: Path, **options: Any) -> Itera
             yield it, state.publishing["webhook"]
         finally:
             it.end(time.monotonic() + 5)
-            it.join(5)
+            it.join(60)
             assert not it._thread.is_alive()
 
 
@@ -210,7 +210,13 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "FIRST_DELAY_S", 0.02)
     monkeypatch.setattr(publisher, "LONGEST_DELAY_S", 0.1)
     monkeypatch.setattr(publisher, "IDLE_S", 0.05)
-    monkeypatch.setattr("edgeapp.service.webhook.TIMEOUT_S", 0.4)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """One that nobody listens on until the test does."""
+    with reserved_port() as reserved:
+        yield int(reserved.getsockname()[1])
 
 
 def events(log: Path) -> list[dict[str, Any]]:
@@ -237,16 +243,18 @@ def events(log: Path) -> list[dict[str, Any]]:
 )
 @pytest.mark.usefixtures("hasty")
 def test_receiver_that_fails_gets_all_in_order_later(
-    results: Results, tmp_path: Path, misdeed: receivers.Misdeed, why: str
+    results: Results, tmp_path: Path, misdeed: receivers.Misdeed, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line of the log for the outage, one for its end."""
+    if why == "no answer within":  # a good answer may take its time on a busy machine
+        monkeypatch.setattr("edgeapp.service.webhook.TIMEOUT_S", 1.0)
     log = tmp_path / "log"
     with listening(Hook()) as hook, publishing(results, hook, log) as (it, told):
         hook.misdeeds = [misdeed] * 2
         results.add(250)
         it.more()
-        until(lambda: len(hook.got) >= 250, "all lines", 10)
-        until(lambda: told.published == 250 and not told.waiting_bytes, "counted", 5)
+        until(lambda: len(hook.got) >= 250, "all lines")
+        until(lambda: told.published == 250 and not told.waiting_bytes, "counted")
     assert hook.got == results.lines
     assert {request.path for request in hook.requests} == {"/results?line=3"}
     assert told.failures >= 2
@@ -264,7 +272,7 @@ def test_batches_are_bounded_and_go_over_one_connection(results: Results, tmp_pa
         results.add(3, "x" * 700_000)
         results.add(1, "x" * 3_000_000)
         it.more()
-        until(lambda: len(hook.got) == 254, "all lines", 20)
+        until(lambda: len(hook.got) == 254, "all lines")
     assert hook.got == results.lines
     assert max(len(request.lines) for request in hook.requests) == MOST_LINES
     assert all(len(r.lines) == 1 or sum(map(len, r.lines)) <= MOST_BYTES for r in hook.requests)
@@ -281,11 +289,11 @@ def test_connection_that_was_closed_while_idle_is_no_outage(results: Results, tm
     with listening(Hook()) as hook, publishing(results, hook, log) as (it, told):
         results.add()
         it.more()
-        until(lambda: len(hook.got) == 1, "the first line", 5)
+        until(lambda: len(hook.got) == 1, "the first line")
         hook.misdeeds = [receivers.close]
         results.add()
         it.more()
-        until(lambda: len(hook.got) == 2, "the second line", 5)
+        until(lambda: len(hook.got) == 2, "the second line")
     assert hook.connections == 2
     assert (told.failures, log.read_text()) == (0, "")
     assert hook.requests[1].headers["Idempotency-Key"] == hook.requests[2].headers["Idempotency-Key"]
@@ -300,7 +308,7 @@ def test_server_that_takes_one_request_for_each_connection_is_served(
     with listening(Hook()) as hook, publishing(results, hook, tmp_path / "log") as (it, told):
         results.add(250)
         it.more()
-        until(lambda: told.published == 250, "all", 5)
+        until(lambda: told.published == 250, "all")
     assert hook.got == results.lines
     assert (told.failures, hook.connections) == (0, 3)
 
@@ -319,10 +327,10 @@ def test_endless_answer_is_not_read_to_its_end(results: Results, tmp_path: Path)
         hook.misdeeds = [endless]
         results.add(3)
         it.more()
-        until(lambda: told.published == 3, "three lines", 5)
+        until(lambda: told.published == 3, "three lines")
         results.add(3)
         it.more()
-        until(lambda: told.published == 6, "six lines", 5)
+        until(lambda: told.published == 6, "six lines")
     assert hook.got == results.lines
     assert hook.connections == 2
 
@@ -336,8 +344,8 @@ def test_line_that_is_refused_is_left_out_alone(results: Results, tmp_path: Path
     with listening(results_of) as hook, publishing(results, hook, log) as (it, told):
         results.add(150)
         it.more()
-        until(lambda: len(hook.got) == 149, "the others", 10)
-        until(lambda: told.published == 149, "counted", 5)
+        until(lambda: len(hook.got) == 149, "the others")
+        until(lambda: told.published == 149, "counted")
     assert hook.got == [line for line in results.lines if line != results.lines[7]]
     assert (told.refused, told.failures) == (1, 0)
     assert [event["event"] for event in events(log)] == ["publish_refused"]
@@ -351,7 +359,7 @@ def test_receiver_that_takes_only_small_batches_gets_small_ones(results: Results
     with listening(small) as hook, publishing(results, hook, tmp_path / "log") as (it, told):
         results.add(60)
         it.more()
-        until(lambda: told.published == 60, "all", 10)
+        until(lambda: told.published == 60, "all")
     assert hook.got == results.lines
     assert told.refused == 0
 
@@ -365,25 +373,25 @@ def test_token_of_a_file_is_sent_and_read_anew_when_it_is_not_taken(results: Res
     with listening(guarded) as hook, publishing(results, hook, tmp_path / "log", headers=str(headers)) as (it, told):
         results.add(3)
         it.more()
-        until(lambda: told.failures, "refused", 5)
+        until(lambda: told.failures, "refused")
         headers.write_text("Authorization: Bearer new\n")
-        until(lambda: told.published == 3, "taken", 5)
+        until(lambda: told.published == 3, "taken")
     assert hook.requests[0].headers["X-Line"] == "3"
     assert "old" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.usefixtures("hasty")
-def test_end_tries_once_and_leaves_the_rest(results: Results, tmp_path: Path) -> None:
+def test_end_tries_once_and_leaves_the_rest(results: Results, tmp_path: Path, port: int) -> None:
     """A publisher in the middle of a long wait ends at once; what was not sent goes out from the next one."""
-    hook = Hook(port=free_port())
+    hook = Hook(port=port)
     with publishing(results, hook, tmp_path / "log") as (it, told):
         results.add(3)
         it.more()
-        until(lambda: told.down, "down", 5)
+        until(lambda: told.down, "down")
         before_s = time.monotonic()
     assert time.monotonic() - before_s < 4
     with listening(hook, hook.port), publishing(results, hook, tmp_path / "log") as (_, told):
-        until(lambda: told.published == 3, "the rest", 5)
+        until(lambda: told.published == 3, "the rest")
     assert hook.got == results.lines
 
 
@@ -419,7 +427,7 @@ def test_certificate_of_a_trusted_authority_is_taken(results: Results, tmp_path:
     ):
         results.add(120)
         it.more()
-        until(lambda: told.published == 120, "all", 10)
+        until(lambda: told.published == 120, "all")
     assert hook.got == results.lines
 
 
@@ -437,7 +445,7 @@ def test_certificate_that_is_not_right_gets_nothing(
     with listening(Hook(), tls=shown) as hook, publishing(results, hook, log) as (it, told):
         results.add(3)
         it.more()
-        until(lambda: told.failures >= 2, "failures", 5)
+        until(lambda: told.failures >= 2, "failures")
     assert hook.requests == []
     why = events(log)[0]["fields"]["why"]
     assert ("signed" if case == "other authority" else "ip address mismatch") in why or "issuer" in why
@@ -623,17 +631,17 @@ def test_results_go_to_a_webhook_over_tls_and_to_a_broker(
             told = it.status()["publishing"]
             assert set(told) == {"webhook", "mqtt"}
             assert it.stop() == 0
-        until(lambda: len(listener.heard.get("x/results", [])) == 6, "messages", 5)
+        until(lambda: len(listener.heard.get("x/results", [])) == 6, "messages")
         assert [json.loads(line) for line in hook.got] == spool.lines()
         assert [json.loads(line) for line in listener.heard["x/results"]] == spool.lines()
     assert hook.requests[0].headers["Authorization"] == "Bearer secret"
 
 
 def test_outage_with_closed_segments_holds_nothing_up_and_loses_nothing(
-    source_program: Program, spool: Spool, picture_of: Callable[[int], bytes]
+    source_program: Program, spool: Spool, picture_of: Callable[[int], bytes], port: int
 ) -> None:
     """Inputs are done while nobody listens; later all their results arrive in order, those of closed files, too."""
-    hook = Hook(port=free_port())
+    hook = Hook(port=port)
     with serving(source_program, spool, "--webhook", hook.url, "--segment-s", "1", engine=MODEL) as it:
         for first in (0, 10, 20):
             time.sleep(1.05 if first else 0)  # older than --segment-s
@@ -645,8 +653,8 @@ def test_outage_with_closed_segments_holds_nothing_up_and_loses_nothing(
         assert (told["published"], told["waiting_bytes"] > 0) == (0, True)
         assert len(list(spool.results.glob("2*.jsonl"))) >= 2
         with listening(hook, hook.port):
-            until(lambda: len(hook.firsts) == 30, "all results", 30)
-            until(lambda: not it.status()["publishing"]["webhook"]["down"], "no longer down", 5)
+            until(lambda: len(hook.firsts) == 30, "all results")
+            until(lambda: not it.status()["publishing"]["webhook"]["down"], "no longer down")
             assert it.stop() == 0
     assert hook.firsts == ids(spool)
 
@@ -666,11 +674,11 @@ def test_killed_service_sends_every_result_at_least_once_and_in_order(
             with serving(source_program, spool, "--webhook", hook.url, "--segment-s", "1", engine=MODEL) as it:
                 put(spool, picture_of, 20 * round_, 20)
                 wanted = len(hook.firsts) + chance.randrange(1, 15)
-                until(lambda wanted=wanted: len(hook.firsts) >= wanted, "some", 30)
+                until(lambda wanted=wanted: len(hook.firsts) >= wanted, "some")
                 it.process.send_signal(signal.SIGKILL)
-                it.process.wait(10)
+                it.process.wait(60)
         with serving(source_program, spool, "--webhook", hook.url, engine=MODEL) as it:
-            until(lambda: len(hook.firsts) == 20 * KILLS, "all results", 60)
+            until(lambda: len(hook.firsts) == 20 * KILLS, "all results")
             assert it.stop() == 0
     assert hook.firsts == ids(spool)
     spool.assert_each_once()
@@ -711,7 +719,7 @@ def test_broker_knows_who_is_there_and_loses_nothing(
             assert "inputs" in json.loads(status)
             assert heard["line/3/available"] == [b"online"]
             it.process.kill()
-            it.process.wait(10)
+            it.process.wait(60)
             until(lambda: heard["line/3/available"] == [b"online", b"offline"], "its last will")
         with serving(source_program, spool, "--mqtt", url, engine=MODEL) as it:
             until(lambda: heard["line/3/available"][-1] == b"online", "online again")
@@ -719,7 +727,7 @@ def test_broker_knows_who_is_there_and_loses_nothing(
             put(spool, picture_of, 20, 20)
             it.wait_done(20)
             broker.start()
-            until(lambda: len(arrived()) == 40, "all results", 30)
+            until(lambda: len(arrived()) == 40, "all results")
             assert it.stop() == 0
             until(lambda: heard["line/3/available"][-1] == b"offline", "offline")
     assert arrived() == ids(spool)
@@ -743,10 +751,10 @@ def test_broker_takes_who_has_the_password_over_tls(
         words = ("--mqtt", f"mqtts://127.0.0.1:{broker.port}/x", "--mqtt-login", login, "--ca-file", authority.file)
         log = stack.enter_context((tmp_path / "log").open("w"))
         it = stack.enter_context(serving(source_program, spool, *words, engine=MODEL, stderr=log))
-        until(lambda: "not authorized" in (tmp_path / "log").read_text(), "the refusal", 15)
+        until(lambda: "not authorized" in (tmp_path / "log").read_text(), "the refusal")
         login.write_text("belt:right word\n")
         put(spool, picture_of, 0, 3)
-        until(lambda: len(listener.heard.get("x/results", [])) == 3, "results", 20)
+        until(lambda: len(listener.heard.get("x/results", [])) == 3, "results")
         assert it.stop() == 0
     assert "right word" not in (tmp_path / "log").read_text()
 
@@ -768,10 +776,10 @@ def test_message_over_which_a_broker_always_hangs_up_is_left_out(
         results.add(20)
         it.more()
         told = state.publishing["mqtt"]
-        until(lambda: told.published == 40, "the others", 30)
+        until(lambda: told.published == 40, "the others")
         it.end(time.monotonic() + 5)
-        it.join(5)
-        until(lambda: len(set(listener.heard["x/results"])) == 40, "heard", 5)
+        it.join(60)
+        until(lambda: len(set(listener.heard["x/results"])) == 40, "heard")
     assert told.refused == 1
     arrived = list(dict.fromkeys(listener.heard["x/results"]))
     assert arrived == [line.rstrip() for line in results.lines if len(line) < 5000]

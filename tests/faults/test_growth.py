@@ -21,7 +21,7 @@ from campaigning import CAMPAIGN, Row, Usage, assert_flat, found, percentile, pl
 from serving import Serving, Spool, serving, until
 from support import Program, write_keys, write_signature
 
-pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 120)
+pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 300)
 
 Small = Callable[[int], bytes]
 

@@ -21,7 +21,7 @@ from campaigning import CAMPAIGN, Row, Usage, assert_flat, found, planted, size
 from serving import Spool, serving, until
 from support import Program
 
-pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 120)
+pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 300)
 
 MOST_GROWTH_KB = 5 << 10
 MOST_LOG_BYTES = 1 << 20

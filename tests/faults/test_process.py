@@ -20,7 +20,7 @@ from campaigning import CAMPAIGN, Row, found, long_control, planted, size
 from serving import Spool, serving, until
 from support import Program
 
-pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 120)
+pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 300)
 
 Small = Callable[[int], bytes]
 
