@@ -97,7 +97,7 @@ class Serving:
         import socket
 
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(60 if request.get("wait") else 10)
+            client.settimeout(WAIT_S)
             client.connect(str(self.spool.root / "state" / "control.sock"))
             client.sendall(json.dumps(request).encode() + b"\n")
             data = b""
@@ -140,7 +140,7 @@ class Serving:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(WAIT_S)
 
 
 @contextmanager

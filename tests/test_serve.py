@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import Serving, Spool, copy_model, serving, until
+from serving import WAIT_S, Serving, Spool, copy_model, serving, until
 from support import ROOT, Program
+
+from edgeapp.commands.serve import IDLE_PROBE_S
 
 DEMO = ROOT / "edgeapp" / "data" / "demo"
 MODEL = DEMO / "model.onnx"
@@ -140,12 +142,13 @@ def test_done_inputs_can_be_deleted(program: Program, spool: Spool, small: list[
 def test_slow_writer_is_waited_for(source_program: Program, spool: Spool) -> None:
     """Half a file is not taken while it is written, closed or not in between."""
     data = PICTURES[0].read_bytes()
-    with serving(source_program, spool, "--settle-s", "1", engine=MODEL) as it:
+    settle_s, pauses = 2.0, 16
+    with serving(source_program, spool, "--settle-s", str(settle_s), engine=MODEL) as it:
         with open(spool.incoming / "slow.jpg", "wb") as file:
-            for start in range(0, len(data), len(data) // 8):
-                file.write(data[start : start + len(data) // 8])
+            for start in range(0, len(data), len(data) // pauses):
+                file.write(data[start : start + len(data) // pauses])
                 file.flush()
-                time.sleep(0.3)
+                time.sleep(1.2 * settle_s / pauses)
                 assert not sum(it.status()["inputs"].values())
         it.wait_done(1)
         assert it.stop() == 0
@@ -186,19 +189,37 @@ def test_signal_finishes_what_was_begun(program: Program, spool: Spool, small: l
         if number == signal.SIGTERM:
             time.sleep(0.1)
             it.process.send_signal(number)
-        assert it.process.wait(30) == 0
+        assert it.process.wait(WAIT_S) == 0
     spool.assert_each_once()
     assert '"begin"' not in (spool.root / "state" / "ledger").read_text().splitlines()[-1]
 
 
+READS_SLOWLY = """
+import sys, time
+from edgeapp import cli
+from edgeapp.service import source
+read = source.read_frame
+def read_frame(frame, *words, **named):
+    if frame.path.endswith("large.png"):
+        time.sleep(3600)
+    read(frame, *words, **named)
+source.read_frame = read_frame
+cli.main(sys.argv[1:])
+"""
+"""A stand-in for a picture that takes long to read."""
+
+
+def reading_slowly(program: Program) -> Program:
+    (program.cwd / "slowly.py").write_text(READS_SLOWLY)
+    return Program([program.command[0], str(program.cwd / "slowly.py")], program.cwd, program.env)
+
+
 def test_input_that_kills_fails_after_three_attempts(source_program: Program, spool: Spool, small: list[bytes]) -> None:
     """The process is killed each time the large picture is being read; the others are not blamed."""
-    Image.new("RGB", (9000, 9000)).save(spool.root / "large.png", compress_level=1)
-    large = (spool.root / "large.png").read_bytes()
-    os.remove(spool.root / "large.png")
     for index in range(8):
         spool.put(small[index], f"{index}.jpg")
-    spool.put(large, "large.png")
+    spool.put(small[8], "large.png")
+    slowly = reading_slowly(source_program)
     ledger = spool.root / "state" / "ledger"
 
     def begun() -> int:
@@ -211,7 +232,7 @@ def test_input_that_kills_fails_after_three_attempts(source_program: Program, sp
         return count
 
     for attempt in range(3):
-        with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL, ready=False) as it:
+        with serving(slowly, spool, "--settle-s", "0.05", engine=MODEL, ready=False) as it:
             until(lambda attempt=attempt: begun() > attempt, f"attempt {attempt}")  # type: ignore[misc]
             it.process.kill()
     with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL) as it:
@@ -246,7 +267,7 @@ def test_retry_puts_failed_inputs_back(program: Program, spool: Spool, small: li
 
 
 LOSES_ITS_GPU = """
-import sys
+import os, sys, time
 from edgeapp import cli, errors
 from edgeapp.cpu.engine import CpuEngine
 whole, runs = CpuEngine.infer, 0
@@ -254,12 +275,14 @@ def infer(self, tensors):
     global runs
     runs += 1
     if runs > 6:
+        while not os.listdir(os.environ["DONE"]):
+            time.sleep(0.01)
         raise errors.GpuLostError("the GPU answers no more", "CUDA error 700")
     return whole(self, tensors)
 CpuEngine.infer = infer
 cli.main(sys.argv[1:])
 """
-"""A stand-in for a GPU that is lost: the CPU's engine says so after some inferences."""
+"""A stand-in for a GPU that is lost: the CPU's engine says so after some inferences, when something is done."""
 
 
 def test_lost_gpu_ends_the_process_at_once_and_loses_no_input(
@@ -267,11 +290,12 @@ def test_lost_gpu_ends_the_process_at_once_and_loses_no_input(
 ) -> None:
     """75, for the restart; what was done is on the disk, the rest waits, and is done by the next process."""
     (tmp_path / "loses.py").write_text(LOSES_ITS_GPU)
-    losing = Program([source_program.command[0], str(tmp_path / "loses.py")], tmp_path, source_program.env)
+    env = {**source_program.env, "DONE": str(spool.done)}
+    losing = Program([source_program.command[0], str(tmp_path / "loses.py")], tmp_path, env)
     for index in range(30):
         spool.put(small[index], f"{index}.jpg")
     with serving(losing, spool, "--settle-s", "0.05", engine=MODEL, ready=False) as it:
-        assert it.process.wait(20) == 75
+        assert it.process.wait(WAIT_S) == 75
     assert 0 < len(spool.waiting) < 30
     spool.assert_each_once()
     with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL) as it:
@@ -318,7 +342,7 @@ def test_plan_waits_for_its_gpu(program: Program, spool: Spool, tmp_path: Path) 
         until(lambda: (spool.root / "state" / "control.sock").exists() and not it.ready(), "control")
         until(lambda: it.status()["reason"].startswith("waiting for the GPU"), "waiting")
         it.process.terminate()
-        _, said = it.process.communicate(timeout=30)
+        _, said = it.process.communicate(timeout=WAIT_S)
         assert it.process.returncode == 0
     assert b"libcuda" in said
     assert said.count(b"error") == 1
@@ -339,7 +363,7 @@ def test_service_that_waits_for_its_gpu_can_be_ended(source_program: Program, sp
             assert reload.returncode == 74
             assert "starting" in reload.stderr
             assert it.ctl("drain").returncode == 0
-            assert it.process.wait(10) == 0
+            assert it.process.wait(WAIT_S) == 0
         heard = b""
         with suppress(BlockingIOError):
             while True:
@@ -399,7 +423,7 @@ def test_folder_that_disappears_ends_the_process_until_a_restart(
     with serving(source_program, spool, engine=MODEL, stderr=subprocess.PIPE) as it:
         os.rename(spool.root / name, spool.root / "away")
         it.ctl("resume")  # it looks at once
-        _, said = it.process.communicate(timeout=20)
+        _, said = it.process.communicate(timeout=WAIT_S)
         assert it.process.returncode == 74
     assert f"{spool.root}/{name}; why: it was deleted or moved away" in said.decode()
     with serving(source_program, spool, engine=MODEL) as it:
@@ -417,7 +441,7 @@ def test_result_that_cannot_be_kept_ends_the_process_soon(
         spool.done.rmdir()
         spool.done.write_text("no folder")
         spool.put(small[0], "a.jpg")
-        assert it.process.wait(6) == 73
+        assert it.process.wait(0.9 * IDLE_PROBE_S) == 73
     assert spool.waiting == [b"a.jpg"]
 
 
@@ -459,7 +483,7 @@ def test_picture_that_cannot_be_drawn_fails(source_program: Program, spool: Spoo
     with serving(source_program, spool, "--write", "jsonl", "pictures", engine=MODEL) as it:
         spool.put(wide.getvalue(), "wide.png")
         spool.put(small[0], "a.jpg")
-        it.wait_done(2, 8)
+        it.wait_done(2)
         assert it.stop() == 0
     spool.assert_each_once()
     report = json.loads((spool.failed / "wide.png.error.json").read_text())
@@ -493,7 +517,7 @@ def test_systemd_is_told_when_it_works(source_program: Program, spool: Spool, tm
             it.process.send_signal(signal.SIGTERM)
             while "STOPPING=1" not in heard:
                 heard += listener.recv(4096).decode() + "\n"
-            assert it.process.wait(30) == 0
+            assert it.process.wait(WAIT_S) == 0
 
 
 def test_process_that_stands_still_feeds_no_watchdog(source_program: Program, spool: Spool, tmp_path: Path) -> None:
@@ -528,7 +552,7 @@ def test_ctl_pauses_resumes_and_drains(program: Program, spool: Spool, small: li
         it.wait_done(1)
         assert json.loads(it.ctl("status").stdout)["inputs"] == {"done": 1, "failed": 0}
         assert it.ctl("drain").returncode == 0
-        assert it.process.wait(30) == 0
+        assert it.process.wait(WAIT_S) == 0
 
 
 def test_ctl_without_a_service_says_so(program: Program, tmp_path: Path) -> None:
@@ -667,9 +691,9 @@ def test_file_without_an_end_is_no_input(source_program: Program, spool: Spool, 
 
 def test_accepted_path_is_finished_by_the_next_process(source_program: Program, spool: Spool, tmp_path: Path) -> None:
     """The ledger keeps it when the process is killed."""
-    Image.new("RGB", (9000, 9000)).save(tmp_path / "large.png", compress_level=1)
-    place = tmp_path / "paths.sock"
-    with serving(source_program, spool, "--listen", place, engine=MODEL) as it, socket.socket(socket.AF_UNIX) as client:
+    Image.new("RGB", (64, 48)).save(tmp_path / "large.png")
+    place, slowly = tmp_path / "paths.sock", reading_slowly(source_program)
+    with serving(slowly, spool, "--listen", place, engine=MODEL) as it, socket.socket(socket.AF_UNIX) as client:
         client.connect(str(place))
         client.sendall(f"{tmp_path}/large.png\n".encode())
         until(lambda: "large.png" in (spool.root / "state" / "ledger").read_text(), "accepted")
@@ -742,7 +766,7 @@ def test_models_of_the_past_leave_no_memory_behind(source_program: Program, spoo
             it.process.send_signal(signal.SIGHUP)
             until(lambda count=count: it.status()["reloads"]["done"] == count, "reload")  # type: ignore[misc]
         it.process.terminate()
-        said, _ = it.process.communicate(timeout=30)
+        said, _ = it.process.communicate(timeout=WAIT_S)
     assert int(said.split()[1]) <= 2
 
 
