@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from serving import until
 from support import Program, plain_png
 
 from edgeapp import errors
@@ -162,7 +163,7 @@ def test_threads_and_descriptors_are_given_back(run: Run, inputs: list[Path]) ->
         raise errors.CannotWriteError("full")
 
     run(run.files(*inputs[:10]))
-    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    threads, descriptors = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
     write = run.write
     for i in range(10):
         if i % 2:
@@ -172,13 +173,14 @@ def test_threads_and_descriptors_are_given_back(run: Run, inputs: list[Path]) ->
         else:
             run.write = write  # type: ignore[method-assign]
             run(run.files(*inputs[:10]))
-    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+    assert set(threading.enumerate()) <= threads
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 @pytest.mark.parametrize("step", ["list", "read", "fill", "enter", "infer", "postprocess", "write"])
 def test_an_unforeseen_error_in_any_thread_ends_the_run(run: Run, inputs: list[Path], step: str) -> None:
     """The caller gets it, soon, and no thread stays behind."""
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     source = run.files(*inputs)
     if step == "list":
         source._items.insert(50, b"neither path nor error")  # type: ignore[arg-type]
@@ -203,7 +205,7 @@ def test_an_unforeseen_error_in_any_thread_ends_the_run(run: Run, inputs: list[P
     with pytest.raises(TypeError if step == "list" else ZeroDivisionError):
         run(source)
     assert time.monotonic() - started < SOON_S
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
 
 
 def test_what_waits_for_the_engine_is_given_up_at_the_end(run: Run, tmp_path: Path) -> None:
@@ -211,55 +213,54 @@ def test_what_waits_for_the_engine_is_given_up_at_the_end(run: Run, tmp_path: Pa
     run.hosts = 64
     picture = plain_png(tmp_path / "p.png", COLORS[0])
     infer = run.engine.infer
+    failing = threading.Event()
 
     def slow(tensors: Tensors) -> Tensors:
-        time.sleep(0.1)
+        if len(run.batches) == 6:  # in the middle of it the run has to end
+            assert failing.wait(SOON_S)
+            time.sleep(0.7)
         return infer(tensors)
 
-    begun = 0
-
     def fail(_: Result) -> None:
-        nonlocal begun
-        time.sleep(0.5)
-        begun = len(run.batches)
+        until(lambda: len(run.batches) == 6, "an inference to fail in")
+        failing.set()
         raise errors.CannotWriteError("full")
 
     run.engine.infer = slow  # type: ignore[method-assign]
     run.write = fail  # type: ignore[method-assign]
     with pytest.raises(errors.CannotWriteError):
         run(run.files(*[picture] * 64))
-    assert 1 < begun < 60  # else nothing waited
-    assert len(run.batches) <= begun + 3
+    assert len(run.batches) <= 6 + 3
 
 
 def test_earliest_input_has_the_engine_first(run: Run, tmp_path: Path) -> None:
     """A picture that takes long to read does not wait for all that were read meanwhile."""
     run.hosts = 64
-    names = [plain_png(tmp_path / f"{i}.png", COLORS[i % 3]) for i in range(40)]
+    names = [plain_png(tmp_path / f"{i}.png", COLORS[i % 3] if i else (255, 255, 255)) for i in range(40)]
     files = run.files(*names)
     infer, read = run.engine.infer, files.read
-    begun = 0
+    is_read = threading.Event()
+    light: list[float] = []
 
     def slow(tensors: Tensors) -> Tensors:
-        time.sleep(0.05)
+        light.extend(float(array.mean()) for array in tensors.values())
+        if len(run.batches) == 6:  # it is read meanwhile
+            assert is_read.wait(SOON_S)
+            time.sleep(0.3)
         return infer(tensors)
 
     def read_first_late(frame: Frame) -> None:
         if frame.path == str(names[0]):
-            time.sleep(0.3)
+            until(lambda: len(run.batches) == 6, "others")
         read(frame)
-
-    def write(result: Result) -> None:
-        nonlocal begun
-        begun = begun or len(run.batches)
-        run.written.append(result)
+        if frame.path == str(names[0]):
+            is_read.set()
 
     run.engine.infer = slow  # type: ignore[method-assign]
-    run.write = write  # type: ignore[method-assign]
     files.read = read_first_late  # type: ignore[method-assign]
     run(files)
     assert [result.frame.path for result in run.written] == list(map(str, names))
-    assert begun < 25  # 7 in the time, and one that had begun
+    assert light.index(max(light)) == 6  # the white one is the next
 
 
 def test_refused_threads_are_the_systems_refusal(run: Run, inputs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,13 +274,13 @@ def test_refused_threads_are_the_systems_refusal(run: Run, inputs: list[Path], m
         left -= 1
         start(thread)
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     monkeypatch.setattr(threading.Thread, "start", limited)
     run.decoders = 64
     for left in range(6):  # noqa: B007 counted down by limited()
         with pytest.raises(errors.SystemRefusedError, match="cannot start 64 threads"):
             run(run.files(*inputs))
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_results_of_a_silent_list_come_at_once(program: Program, models: Path, picture: Path) -> None:
@@ -321,7 +322,7 @@ def test_quick_list_fills_the_batches(run: Run, tmp_path: Path, listed: Any) -> 
     assert sorted(run.batches) == [6, 8, 8, 8]  # they start as they are decoded
 
 
-@pytest.mark.parametrize(("patience_s", "batches"), [(0.0, [1, 1, 1, 1]), (30.0, [4])])
+@pytest.mark.parametrize(("patience_s", "batches"), [(0.0, [1, 1, 1, 1]), (10 * SOON_S, [4])])
 def test_patience_fills_the_batches_of_a_slow_list(
     run: Run, tmp_path: Path, listed: Any, patience_s: float, batches: list[int]
 ) -> None:
@@ -330,12 +331,11 @@ def test_patience_fills_the_batches_of_a_slow_list(
     line = b"%b\n" % os.fsencode(plain_png(tmp_path / "p.png", COLORS[1]))
 
     def slowly() -> None:
-        for _ in range(4):
+        for count in range(1, 5):
             write(line)
             time.sleep(0.2)
-        until = time.monotonic() + SOON_S
-        while len(run.written) < 4 and time.monotonic() < until:
-            time.sleep(0.01)
+            if not patience_s or count == 4:
+                until(lambda count=count: len(run.written) == count, "its result")  # type: ignore[misc]
         write(b"")
 
     writer = threading.Thread(target=slowly)

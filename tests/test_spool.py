@@ -15,15 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
-from support import ROOT
+from serving import WAIT_S, until
+from support import ROOT, Clock
 
 from edgeapp import errors
 from edgeapp.records import Result
-from edgeapp.service import control, recorder, stream
+from edgeapp.service import control, intake, recorder, stream
 from edgeapp.service.clients import Clients
 from edgeapp.service.durable import Appended, remove_unfinished, rename_new, write_file
 from edgeapp.service.intake import Intake
@@ -332,54 +334,58 @@ def test_watched_folder_on_another_file_system_is_refused(tmp_path: Path) -> Non
 # --- intake -----------------------------------------------------------------------------------------------------------
 
 
-def taken(intake: Intake, seconds: float, most: int = 1 << 20) -> list[str]:
-    """All names within some time."""
-    found: list[str] = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found += intake.take(most)
-        time.sleep(0.01)
-    return found
+@pytest.fixture
+def intake_clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What Intake takes for the time."""
+    monkeypatch.setattr(intake, "time", SimpleNamespace(monotonic=clock))
+    return clock
 
 
 def test_files_come_in_the_order_of_their_arrival(tmp_path: Path) -> None:
     """Those that are moved in or closed at once; hidden and unfinished ones never."""
-    intake = Intake(str(tmp_path), 60, lambda: (), print)
+    it = Intake(str(tmp_path), 60, lambda: (), print)
     for number in (3, 1, 2):
         (tmp_path / ".x").write_bytes(b"x")
         os.rename(tmp_path / ".x", tmp_path / f"{number}.jpg")
     (tmp_path / "0.jpg").write_bytes(b"x")
     (tmp_path / "4.jpg.part").write_bytes(b"x")
-    assert intake.take(100) == ["3.jpg", "1.jpg", "2.jpg", "0.jpg"]
-    assert intake.take(100) == []
-    intake.close()
+    assert it.take(100) == ["3.jpg", "1.jpg", "2.jpg", "0.jpg"]
+    assert it.take(100) == []
+    it.close()
 
 
-def test_files_that_were_there_before_are_found(tmp_path: Path) -> None:
+def test_files_that_were_there_before_are_found(tmp_path: Path, intake_clock: Clock) -> None:
     """By looking, the oldest first, when they have settled."""
     for number, age in enumerate((10, 30, 20)):
         (tmp_path / f"{number}.jpg").touch()
         os.utime(tmp_path / f"{number}.jpg", (0, 1_700_000_000 - age))
-    intake = Intake(str(tmp_path), 0.1, lambda: (), print)
-    assert intake.take(10) == []
-    assert taken(intake, 0.5) == ["1.jpg", "2.jpg", "0.jpg"]
-    intake.close()
+    it = Intake(str(tmp_path), 0.1, lambda: (), print)
+    assert it.take(10) == []
+    intake_clock.now += 0.09
+    assert it.take(10) == []
+    intake_clock.now += 0.09
+    assert it.take(10) == ["1.jpg", "2.jpg", "0.jpg"]
+    it.close()
 
 
-class SlowIntake(Intake):
-    """A stand-in for one of a folder that takes long to look through."""
-
-    def _look(self, now: float) -> None:
-        time.sleep(0.2)
-        super()._look(now)
-
-
-def test_files_of_a_large_folder_need_not_settle_for_long(tmp_path: Path) -> None:
+def test_files_of_a_large_folder_need_not_settle_for_long(tmp_path: Path, intake_clock: Clock) -> None:
     """After a restart, a hundred thousand that wait are begun soon."""
+
+    class SlowIntake(Intake):
+        """A stand-in for one of a folder that takes long to look through."""
+
+        def _look(self, now: float) -> None:
+            intake_clock.now += 0.2
+            super()._look(now)
+
     (tmp_path / "a.jpg").touch()
-    intake = SlowIntake(str(tmp_path), 0.1, lambda: (), print)
-    assert taken(intake, 2.0) == ["a.jpg"]
-    intake.close()
+    it = SlowIntake(str(tmp_path), 0.1, lambda: (), print)
+    started_s = intake_clock.now
+    while not (found := it.take(9)):
+        intake_clock.now += 0.01
+    assert found == ["a.jpg"]
+    assert intake_clock.now - started_s < 2
+    it.close()
 
 
 def test_lost_notices_lose_no_file(tmp_path: Path) -> None:
@@ -389,38 +395,40 @@ def test_lost_notices_lose_no_file(tmp_path: Path) -> None:
     if count > 40_000:
         pytest.skip("the kernel's queue is long here")
     busy: set[str] = set()
-    intake = Intake(str(tmp_path), 0.1, lambda: busy, print)
-    intake.take(1)
+    it = Intake(str(tmp_path), 0.1, lambda: busy, print)
+    it.take(1)
     for number in range(count):
         os.close(os.open(tmp_path / f"{number}.jpg", os.O_WRONLY | os.O_CREAT))
     found: list[str] = []
-    end = time.monotonic() + 20
-    while len(found) < count and time.monotonic() < end:
-        found += intake.take(1 << 20)
+
+    def all_found() -> bool:
+        found.extend(it.take(1 << 20))
         busy.update(found)
-        time.sleep(0.01)
+        return len(found) >= count
+
+    until(all_found, f"{count} names")
     assert len(found) == count
     assert len(set(found)) == count
-    intake.close()
+    it.close()
 
 
 def test_folder_that_takes_the_place_of_the_watched_one_is_watched(tmp_path: Path) -> None:
     """Its notices come, after it was found by looking; that of a folder that is gone is told."""
     folder = tmp_path / "in"
     folder.mkdir()
-    intake = Intake(str(folder), 0.1, lambda: (), print)
-    intake.take(1)
+    it = Intake(str(folder), 0.1, lambda: (), print)
+    it.take(1)
     os.rename(folder, tmp_path / "old")
-    intake.look_again()
+    it.look_again()
     with pytest.raises(FileNotFoundError):
-        intake.take(1)
+        it.take(1)
     folder.mkdir()
-    intake.look_again()
-    intake.take(1)
+    it.look_again()
+    it.take(1)
     (folder / "a.jpg").touch()
     (tmp_path / "old" / "b.jpg").touch()
-    assert intake.take(9) == ["a.jpg"]
-    intake.close()
+    assert it.take(9) == ["a.jpg"]
+    it.close()
 
 
 def test_without_notices_it_looks(tmp_path: Path) -> None:
@@ -498,7 +506,7 @@ def iterated(source: SpoolSource) -> tuple[threading.Thread, queue.SimpleQueue[S
 
 
 def next_name(frames: queue.SimpleQueue[SpoolFrame | None]) -> str:
-    while (frame := frames.get(timeout=10)) is None or frame.probe:
+    while (frame := frames.get(timeout=WAIT_S)) is None or frame.probe:
         pass
     return frame.name
 
@@ -507,9 +515,9 @@ def test_full_disk_does_not_keep_the_source_from_its_end(spool: Spool, make_sour
     """A reload, or an engine that is lost, does not wait for room."""
     source = make_source(Ledger(f"{spool.state}/ledger"), 1 << 62)
     thread, frames = iterated(source)
-    frames.get(timeout=5)
+    frames.get(timeout=WAIT_S)
     source.end()
-    thread.join(5)
+    thread.join(WAIT_S)
     assert not thread.is_alive()
 
 
@@ -532,11 +540,9 @@ def test_inputs_for_which_the_ledger_has_no_room_are_taken_again(
     source = make_source(ledger)
     put(spool, "a.jpg")
     thread, _ = iterated(source)
-    until_s = time.monotonic() + 10
-    while not source.under_way and time.monotonic() < until_s:
-        time.sleep(0.01)
+    until(lambda: source.under_way, "taken")
     source.end()
-    thread.join(5)
+    thread.join(WAIT_S)
     assert not thread.is_alive()
     assert source.under_way == 0
     ledger.full = False
@@ -544,7 +550,7 @@ def test_inputs_for_which_the_ledger_has_no_room_are_taken_again(
     thread, frames = iterated(source)
     assert next_name(frames) == "a.jpg"
     source.end()
-    thread.join(5)
+    thread.join(WAIT_S)
 
 
 def test_input_that_became_a_folder_is_left_alone(spool: Spool, make_source: Callable[..., SpoolSource]) -> None:
@@ -571,7 +577,7 @@ def test_suspected_input_whose_result_never_comes_keeps_nothing_from_its_end(
     thread, frames = iterated(source)
     assert next_name(frames) == "a.jpg"
     source.end()
-    thread.join(5)
+    thread.join(WAIT_S)
     assert not thread.is_alive()
 
 
@@ -583,10 +589,11 @@ def test_results_that_wait_have_bounded_pictures(spool: Spool, monkeypatch: pyte
     it = Recorder(spool, Ledger(f"{spool.state}/ledger"), room, Writing(group_s=0.3), most_attempts=3,
                   finished=lambda _: finished.set())  # fmt: skip
     large = [Result(SpoolFrame("x", image=Image.new("RGB", (500, 500))), "detect") for _ in range(3)]
+    started = time.monotonic()
     it.write(large[0])
-    assert not finished.is_set()
     it.write(large[1])
     assert finished.is_set(), "1.5 MB of pictures were kept at once"
+    assert time.monotonic() - started >= 0.3, "the first was not waited for"
     it.write(large[2])
     it.close()
 
@@ -596,7 +603,7 @@ def test_results_that_wait_have_bounded_pictures(spool: Spool, monkeypatch: pyte
 
 def connected(path: Path) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(10)
+    client.settimeout(WAIT_S)
     client.connect(str(path))
     return client
 
@@ -606,7 +613,7 @@ def test_clients_are_served_again_when_descriptors_are_free_again(tmp_path: Path
     clients = Clients(str(tmp_path / "s"), lambda client: client.sendall(b"served"), "x", 2)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(WAIT_S)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
         try:
             client.connect(str(tmp_path / "s"))
@@ -625,7 +632,7 @@ def test_client_that_asks_too_slowly_is_left(tmp_path: Path, monkeypatch: pytest
         other.sendall(b"{}\n")
         other.settimeout(0.01)
         answer = b""
-        for _ in range(300):
+        for _ in range(3000):
             with suppress(OSError):
                 slow.send(b" ")
             try:
