@@ -44,9 +44,9 @@ def misbehave(settings: Settings, total: int | None, desk: Desk) -> None:
     """A worker of which something may be wrong.
 
     FLEET_CLOSED: the GPUs, separated by commas, on which no model can be opened. FLEET_SLOW: the one that takes 20 ms
-    longer for each input. FLEET_POISON: a file name that ends the process that reads it. FLEET_SHY: the same, but only
-    once, at the 20th input of whoever is first: then the file of this name exists. FLEET_BROKEN: the GPU that is lost
-    at its 20th input.
+    longer for each input, or as many seconds as FLEET_SLOW_S says. FLEET_POISON: a file name that ends the process that
+    reads it. FLEET_SHY: the same, but only once, at the 20th input of whoever is first: then the file of this name
+    exists. FLEET_BROKEN: the GPU that is lost at its 20th input.
     """
     environ = os.environ
     if str(desk.device) in environ.get("FLEET_CLOSED", "").split(","):
@@ -64,7 +64,7 @@ def misbehave(settings: Settings, total: int | None, desk: Desk) -> None:
             Path(shy).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if environ.get("FLEET_SLOW") == str(desk.device):
-            time.sleep(0.02)
+            time.sleep(float(environ.get("FLEET_SLOW_S", "0.02")))
         if environ.get("FLEET_BROKEN") == str(desk.device) and count >= 20:
             raise errors.GpuLostError("the GPU fell off the bus", "a stand-in", "start again")
         read(frame)
