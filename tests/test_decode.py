@@ -361,7 +361,8 @@ def test_kept_memory_is_used_again_without_new_pages() -> None:
     code = (
         "import json, resource, sys, threading\nfrom edgeapp import memory\n"
         "done = memory.keep_freed() if sys.argv[1] == 'keep' else None\n"
-        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE\nlibc.malloc.restype = ctypes.c_void_p\n"
+        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.prctl(41, 1, 0, 0, 0)\n"  # PR_SET_THP_DISABLE
+        "libc.malloc.restype = ctypes.c_void_p\n"
         "libc.malloc.argtypes = [ctypes.c_size_t]\nlibc.free.argtypes = [ctypes.c_void_p]\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def use():\n    block = libc.malloc(48 << 20)\n    ctypes.memset(block, 1, 48 << 20)\n    libc.free(block)\n"
