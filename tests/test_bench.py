@@ -10,6 +10,7 @@ import xml.dom.minidom
 from pathlib import Path
 
 import pytest
+from serving import until
 from support import ROOT, Program
 
 from edgeapp.commands.bench_report import advice
@@ -141,7 +142,8 @@ def test_signal_ends_a_long_measurement(source_program: Program, mode: str) -> N
         "bench", "--engine", DEMO / "model.onnx", "--input", DEMO, "--mode", mode, "--duration", "3600",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    time.sleep(2)
+    until(lambda: "onnxruntime" in Path(f"/proc/{child.pid}/maps").read_text(), "the engine")
+    time.sleep(1)
     child.send_signal(signal.SIGINT)
-    out, talk = child.communicate(timeout=20)
+    out, talk = child.communicate(timeout=120)
     assert (child.returncode, out) == (-signal.SIGINT, b""), talk

@@ -134,7 +134,7 @@ def npz(members: int, each: bytes) -> bytes:
 
 
 def pickled() -> bytes:
-    return npy("(1,)", "'|O'") + b"cos\nsystem\n(S'touch /tmp/edgeapp-was-here'\ntR."
+    return npy("(1,)", "'|O'") + b"cos\nsystem\n(S'touch edgeapp-was-here'\ntR."
 
 
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0\0\0\0\0"

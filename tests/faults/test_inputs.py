@@ -109,7 +109,7 @@ def feed_bombs(
                 continue
             started = time.monotonic()
             os.rename(path, os.fsencode(spool.incoming) + b"/" + name)
-            until(lambda: it.ready() and not set(spool.waiting) - {b"folder.png"}, repr(name), 20)
+            until(lambda: it.ready() and not set(spool.waiting) - {b"folder.png"}, repr(name))
             if (took := time.monotonic() - started) > longest:
                 longest, slowest = took, name
             if (more := Usage.of(it.process.pid).peak_kb - peak) > most:
@@ -121,7 +121,7 @@ def feed_bombs(
     said = log.read_bytes()
     assert b"Traceback" not in said
     assert b"\x1b" not in said
-    assert not Path("/tmp/edgeapp-was-here").exists()
+    assert not (program.cwd / "edgeapp-was-here").exists()
     return {"cases": len(puts), "memory_MB": (peak - before) // 1024, "of": largest.decode(), "longest_s": longest,
             "for": slowest.decode()}  # fmt: skip
 
@@ -201,15 +201,20 @@ def disturbed(
     chance = random.Random(9)
     deleted = 0
     slow: dict[bytes, tuple[BinaryIO, bytearray]] = {}
-    with serving(program, spool, "--settle-s", "1", engine=engine, stderr=subprocess.DEVNULL) as it:
+
+    def write_more(number: int) -> None:
+        for file, written in slow.values():
+            file.write(small(number))
+            written += small(number)
+
+    with serving(program, spool, "--settle-s", "60", engine=engine, stderr=subprocess.DEVNULL) as it:
         for number in range(count):
             spool.put(small(number), f"{number}.jpg")
             if number % (count // 5) == 0:
                 name = f"slow-{number}.jpg"
                 slow[name.encode()] = (spool.incoming / name).open("wb", buffering=0), bytearray()
-            for file, written in slow.values() if number % 20 == 0 else ():
-                file.write(small(number))
-                written += small(number)
+            if number % 20 == 0:
+                write_more(number)
             victim = b"%d.jpg" % max(0, number - chance.randrange(4))
             path = os.fsencode(spool.incoming) + b"/" + victim
             with suppress(FileNotFoundError):
@@ -220,6 +225,8 @@ def disturbed(
                     del spool.given[victim]
                     deleted += 1
             time.sleep(0.005)
+        until(lambda: not set(spool.waiting) - slow.keys(), "all that are whole")
+        write_more(count)
         for name, (file, written) in slow.items():
             file.close()
             spool.given[name] = hashlib.sha256(written).hexdigest()

@@ -10,14 +10,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from campaigning import CAMPAIGN, Row, found, long_control, planted, size
-from serving import Spool, serving, until
+from serving import WAIT_S, Spool, serving, until
 from support import Program
 
 pytestmark = pytest.mark.timeout(7200 if CAMPAIGN else 300)
@@ -99,9 +101,7 @@ def fill(path: Path) -> None:
         os.close(file)
 
 
-def fill_often(
-    program: Program, disk: Path, engine: Path, small: Small, cycles: int, log: Path, seconds: float
-) -> dict[str, object]:
+def fill_often(program: Program, disk: Path, engine: Path, small: Small, cycles: int, log: Path) -> dict[str, object]:
     """The disk is full, and has room again, again and again; inputs come all the time."""
     spool, pauses, put = Spool(disk / "spool"), [], 0
     with log.open("wb") as stderr, serving(
@@ -116,7 +116,7 @@ def fill_often(
             fill(disk / "filler")
             it.process.send_signal(signal.SIGCONT)
             started = time.monotonic()
-            until(lambda: not it.ready(), "not ready", seconds)
+            until(lambda: not it.ready(), "not ready")
             pauses.append(time.monotonic() - started)
             os.truncate(disk / "filler", 0)
             it.wait_done(put)
@@ -137,7 +137,7 @@ def test_f8_full_disk_pauses_and_goes_on_by_itself(
     service: Program, small_disk: Path, tiny: Path, small: Small, tmp_path: Path, row: Row
 ) -> None:
     """Not ready while it is full, no input lost or failed; ready again when there is room."""
-    told = fill_often(service, small_disk, tiny, small, size(3, 100), tmp_path / "log", 10)
+    told = fill_often(service, small_disk, tiny, small, size(3, 100), tmp_path / "log")
     row("F8 full disk", **told)
     assert not CAMPAIGN or float(str(told["longest_until_pause_s"])) <= MOST_PAUSE_S
 
@@ -147,7 +147,7 @@ def test_f8_finds_who_gives_up(
 ) -> None:
     """The negative control: no space is an error for good."""
     program = planted(source_program, "gives-up")
-    found("^7[34]$", lambda: fill_often(program, small_disk, tiny, small, 3, tmp_path / "log", 10))
+    found("^7[34]$", lambda: fill_often(program, small_disk, tiny, small, 3, tmp_path / "log"))
 
 
 # --- F13: the clock jumps, the process is frozen ----------------------------------------------------------------------
@@ -164,25 +164,42 @@ def faketime() -> str:
 
 
 class Watch:
-    """The watchdog of a systemd: when it heard from the service."""
+    """The watchdog of a systemd, on a thread of its own: how often it heard from the service, and its longest wait."""
 
     def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(path))
-        self.socket.setblocking(False)
-        self.heard_s = time.monotonic()
-        self.longest_s = 0.0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(0.1)
+        self._ended = False
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self.begin()
 
-    def listen(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while (now := time.monotonic()) < end:
-            try:
-                if b"WATCHDOG=1" in self.socket.recv(4096):
-                    self.longest_s = max(self.longest_s, now - self.heard_s)
-                    self.heard_s = now
-            except BlockingIOError:
-                time.sleep(0.01)
-        self.longest_s = max(self.longest_s, time.monotonic() - self.heard_s)
+    def begin(self) -> None:
+        """Count anew."""
+        self._heard, self._heard_s, self.longest_s = 0, time.monotonic(), 0.0
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        self._thread.join()
+        self._socket.close()
+
+    def _listen(self) -> None:
+        while not self._ended:
+            with suppress(TimeoutError):
+                if b"WATCHDOG=1" in self._socket.recv(4096):
+                    now = time.monotonic()
+                    self.longest_s = max(self.longest_s, now - self._heard_s)
+                    self._heard, self._heard_s = self._heard + 1, now
+
+    def wait(self) -> None:
+        """Until it heard twice more: the first may have been on its way."""
+        wanted = self._heard + 2
+        until(lambda: self._heard >= wanted, "a sign of life: it is silent")
+        assert not CAMPAIGN or self.longest_s < WATCHDOG_S, f"silent for {self.longest_s:.1f} s"
 
 
 def jump(
@@ -198,29 +215,27 @@ def jump(
         "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
     }  # fmt: skip
     count = 0
-    with watch.socket, serving(
+    with watch, serving(
         program, spool, "--settle-s", "0.1", engine=engine, env=env, stderr=subprocess.DEVNULL
     ) as it:  # fmt: skip
-        watch.heard_s = time.monotonic()
-        watch.longest_s = 0
+        watch.begin()
         for number in range(jumps):
             offset.with_suffix(".new").write_text(YEARS[number % len(YEARS)])
-            os.replace(offset.with_suffix(".new"), offset)
-            for _ in range(5):
+            for part in range(5):
+                if part == 2:
+                    os.replace(offset.with_suffix(".new"), offset)
                 spool.put(small(count), f"{count}.jpg")
                 count += 1
-            watch.listen(0.9)
-        it.wait_done(count)
+            watch.wait()
+            it.wait_done(count)
         longest = watch.longest_s
-        assert longest < WATCHDOG_S, f"silent for {longest:.1f} s"
         it.process.send_signal(signal.SIGSTOP)
         spool.put(small(count), f"{count}.jpg")
         time.sleep(frozen_s)
         it.process.send_signal(signal.SIGCONT)
-        watch.heard_s, watch.longest_s = time.monotonic(), 0.0
+        watch.begin()
         it.wait_done(count + 1)
-        watch.listen(1.5)
-        assert watch.longest_s < WATCHDOG_S, f"silent for {watch.longest_s:.1f} s after the freeze"
+        watch.wait()
         years = {line["time"][:4] for line in spool.lines()}
         assert it.stop() == 0
     spool.assert_each_once()
@@ -352,14 +367,19 @@ def signal_once(program: Program, spool: Spool, engine: Path, way: tuple[str, ..
     """At any time: it ends with 0, or by the signal while it has not come to handle any."""
     lock = spool.root / "state" / "lock"
     lock.unlink(missing_ok=True)
-    with serving(program, spool, "--settle-s", "0.02", engine=engine, ready=False, stderr=subprocess.DEVNULL) as it:
+    log = spool.root / "log"
+    with log.open("wb") as stderr, serving(
+        program, spool, "--settle-s", "0.02", engine=engine, ready=False, stderr=stderr
+    ) as it:  # fmt: skip
         time.sleep(after_s)
         early = not lock.exists()
         for name in way:
             it.process.send_signal(signal.Signals[name])
-        code = it.process.wait(30)
+        code = it.process.wait(WAIT_S)
     if early and code in {-signal.Signals[name] for name in way}:
         return "by the signal"
+    if early and code == 1 and "SIGINT" in way and log.read_text().endswith("KeyboardInterrupt\n"):
+        return "by the signal"  # a Python that is not frozen ends so while it starts itself
     assert code == 0, (way, after_s, code)
     return "early 0" if early else "0"
 
@@ -401,9 +421,9 @@ def test_f16_storm_of_hangups(service: Program, spool: Spool, tiny: Path, small:
                 spool.put(small(number), f"{number}.jpg")
             time.sleep(0.001)
         it.wait_done(count // 10)
+        until(lambda: it.status()["reloads"]["done"], "a reload")
         reloads = it.status()["reloads"]
         assert it.stop() == 0
-    assert reloads["done"] >= 1
     assert not reloads["failed"]
     spool.assert_each_once()
     assert not os.listdir(spool.failed)
