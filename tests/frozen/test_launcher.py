@@ -275,7 +275,7 @@ def test_first_process_of_a_container_ends_by_a_signal_too(
                 time.sleep(0.0005)
             time.sleep(0.002 + seconds)  # it has begun to run
             os.kill(inside, number)
-            _, err = child.communicate(timeout=30)
+            _, err = child.communicate(timeout=60)
         assert (child.returncode, err) == (128 + number, b"")
         assert not cache.exists() or not list(cache.glob(".new*"))
 
@@ -573,8 +573,9 @@ def test_lock_of_another_user_holds_nobody_up(binary: Path) -> None:
         mkdir -p /var/lib/edgeapp; mount -t tmpfs -o mode=755 none /var/lib/edgeapp
         EDGEAPP_CACHE=/var/lib/edgeapp/cache $1 --version
         folder=$(echo /var/lib/edgeapp/cache/????????????????????????????????)
-        setpriv --reuid 65534 --regid 65534 --clear-groups flock -x $folder sleep 30 & sleep 0.5
-        timeout 10 $1 cache path; EDGEAPP_CACHE=/var/lib/edgeapp/cache timeout 10 $1 cache path; kill %1
+        setpriv --reuid 65534 --regid 65534 --clear-groups flock -xF $folder sleep 200 >/dev/null 2>&1 &
+        while flock -n $folder true; do sleep 0.05; done
+        timeout 90 $1 cache path; EDGEAPP_CACHE=/var/lib/edgeapp/cache timeout 90 $1 cache path; kill $!
         """,
         binary, HOME="/nonexistent",
     )  # fmt: skip
@@ -734,9 +735,12 @@ def test_no_folder_at_all_is_told_with_every_reason(binary: Path, place: Path) -
     assert "/root/.cache/edgeapp (HOME): HOME belongs to user 0" in closed.stderr
 
 
+OUTSIDE_TMP = Path(f"/run/edgeapp-test-{os.getpid()}")
+
+
 def place_outside_tmp(binary: Path) -> Path:
     """A copy of the program where no test mounts something."""
-    folder = Path("/run/edgeapp-test")
+    folder = OUTSIDE_TMP
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
     if not (folder / "edgeapp").exists() or (folder / "edgeapp").stat().st_mtime < binary.stat().st_mtime:
@@ -748,7 +752,7 @@ def place_outside_tmp(binary: Path) -> Path:
 def _clean_up() -> Iterator[None]:
     yield
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree("/run/edgeapp-test")
+        shutil.rmtree(OUTSIDE_TMP)
 
 
 # --- a file that is not what was built ----------------------------------------------------------------

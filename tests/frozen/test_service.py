@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import until
+from serving import WAIT_S, until
 from support import ROOT, write_keys, write_signature
 from systemd import Machine
 
@@ -255,9 +255,9 @@ def drop_in(machine: Machine, text: str) -> None:
 def served(machine: Machine, name: str) -> dict[str, Any]:
     """Give the service a picture; its result."""
     machine.run("cp", "/src/demo/bench-1.jpg", f"/var/lib/edgeapp/in/{name}", check=True)
-    until = time.monotonic() + 30
+    end = time.monotonic() + WAIT_S
     while not machine.path(f"/var/lib/edgeapp/done/{name}").exists():
-        assert time.monotonic() < until, machine.journal(UNIT)
+        assert time.monotonic() < end, machine.journal(UNIT)
         time.sleep(0.05)
     lines = machine.run("sh", "-c", "cat /var/lib/edgeapp/results/*").stdout.splitlines()
     (result,) = [line for line in map(json.loads, lines) if line["name"] == name]
@@ -309,14 +309,14 @@ def test_real_program_that_cannot_start_says_why_once(real: Machine) -> None:
         real.wait(UNIT, ActiveState="failed", NRestarts="0", ExecMainStatus=str(code))
     assert "did you mean spool" in real.journal(UNIT)
 
-    drop_in(real, "WatchdogSec=2\nRestartSec=50ms")
+    drop_in(real, "WatchdogSec=4\nRestartSec=50ms")
     real.run("systemctl", "start", UNIT, check=True)
     question = r'exec 3<>/dev/tcp/127.0.0.1/9095; printf "GET /readyz HTTP/1.0\r\n\r\n" >&3; cat <&3'
     assert " 200 " in real.run("bash", "-c", question, check=True).stdout
     real.run("kill", "-STOP", real.show(UNIT, "MainPID")["MainPID"], check=True)
     real.wait(UNIT, NRestarts="1")
     stack = re.compile(r'File "edgeapp/commands/serve.py", line \d+ in run')
-    until(lambda: stack.search(journal := real.journal(UNIT)) and "Watchdog timeout" in journal, "the stack", 10)
+    until(lambda: stack.search(journal := real.journal(UNIT)) and "Watchdog timeout" in journal, "the stack")
     real.wait(UNIT, ActiveState="active")
     status = real.run("edgeapp", "service", "status", check=True)
     assert "it was ended by SIGABRT (it hung: nothing fed the watchdog), " in status.stdout
