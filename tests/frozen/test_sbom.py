@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 import struct
 import subprocess
 import sys
-import time
 import uuid
 import zipfile
 from collections import Counter
@@ -264,12 +264,17 @@ def test_licence_of_a_library_in_a_wheel_is_in_the_text_of_the_wheel(
 
 
 def test_telling_of_itself_is_fast(binary: Path, frozen_cache: Path) -> None:
-    """No heavy import: 0.1 s on two cores of 2024, and half a second is far below what NumPy and TensorRT take."""
+    """No heavy import: 0.1 s of a core of 2024, and half a second is far below what NumPy and TensorRT take."""
+
+    def spent_s() -> float:
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return spent.ru_utime + spent.ru_stime
+
     env = {"EDGEAPP_CACHE": str(frozen_cache)}
     for words in (["--version", "--json"], ["--sbom"], ["--licenses"]):
         took_s = []
         for _ in range(5):
-            start_s = time.monotonic()
+            before_s = spent_s()
             subprocess.run([binary, *words], env=env, stdout=subprocess.DEVNULL, check=True, timeout=60)
-            took_s.append(time.monotonic() - start_s)
+            took_s.append(spent_s() - before_s)
         assert min(took_s) < 0.5, (words, took_s)
