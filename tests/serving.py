@@ -148,13 +148,18 @@ def serving(
     program: Program,
     spool: Spool,
     *words: str | Path,
-    engine: Path,
+    engine: Path | None,
     env: Mapping[str, str] | None = None,
     ready: bool = True,
     **options: Any,
 ) -> Iterator[Serving]:
-    """A service, from ready to the end of the body; then it is killed, if it is still there."""
-    command = [*program.command, "serve", "--engine", str(engine), "--spool", str(spool.root), *map(str, words)]
+    """A service, from ready to the end of the body; then it is killed, if it is still there.
+
+    Args:
+        engine: None where the words name it, or a configuration file of theirs.
+    """
+    named = [] if engine is None else ["--engine", str(engine)]
+    command = [*program.command, "serve", *named, "--spool", str(spool.root), *map(str, words)]
     with subprocess.Popen(command, cwd=program.cwd, env={**program.env, **(env or {})}, **options) as process:
         it = Serving(process, program, spool)
         try:

@@ -150,7 +150,11 @@ def _sha256(path: str) -> str:
 
 
 class Reload:
-    """One wish for another model, and what became of it."""
+    """One wish for another model, and what became of it.
+
+    Attributes:
+        over: set once it is done or has failed, and another one can begin.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -159,8 +163,8 @@ class Reload:
         self.error: errors.EdgeappError | None = None
         self.started_s = time.monotonic()
 
-    def end(self, error: BaseException | None) -> None:
+    def failed(self, error: BaseException | None) -> None:
+        """Keep why it failed; None when it did not."""
         if error is not None and not isinstance(error, errors.EdgeappError):
             error = errors.EdgeappError(f"cannot load the model: {type(error).__name__}: {error}")
         self.error = error
-        self.over.set()

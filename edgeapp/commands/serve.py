@@ -331,7 +331,8 @@ class Service:
         for hosted in filter(None, (self._hosted, self._next)):
             self._give_back(hosted, 0.5 if lost else CLOSE_S)
         if self._reload is not None:
-            self._reload.end(errors.InputOutputError("cannot reload", "the service is ending"))
+            self._reload.failed(errors.InputOutputError("cannot reload", "the service is ending"))
+            self._reload.over.set()
 
     # --- the thread of the pipelines ---------------------------------------------------------------------------------
 
@@ -451,7 +452,7 @@ class Service:
         return self._next is not None and self._next.known and self._next.error is None
 
     def _reload_over(self, reload: Reload, error: BaseException | None) -> None:
-        reload.end(error)
+        reload.failed(error)
         if reload.error is not None:
             self._state.reload("failed", reload.error.what)
             self._log.error(reload.error)
@@ -462,6 +463,7 @@ class Service:
         self._state.reloading(False)
         self._reload = None
         self._notifier.ready(self._state.status_text())
+        reload.over.set()  # last: who waited for it may begin the next one
 
     # --- other threads -----------------------------------------------------------------------------------------------
 
