@@ -2,8 +2,8 @@
 
     python -m pytest tests/gpu            (the frozen file: dist/edgeapp, or EDGEAPP_BINARY)
 
-They need Python 3.10 or newer with NumPy, Pillow and pytest; nothing of CUDA but the driver. test_serve.py makes a small
-library with a C compiler, or takes it from EDGEAPP_STING_LIBRARY (tests/gpu/sting.c says how to make it).
+They need Python 3.10 or newer with NumPy, Pillow and pytest; nothing of CUDA but the driver. test_serve.py makes a
+small library with a C compiler, or takes it from EDGEAPP_STING_LIBRARY (tests/gpu/sting.c says how to make it).
 """
 
 from __future__ import annotations
