@@ -746,6 +746,35 @@ def test_reload_serves_the_new_model_and_keeps_the_old_one_if_it_is_bad(
     assert not lines["c.jpg"]["detections"], "the threshold of the new card holds"
 
 
+def test_swap_looks_before_it_gives_up_the_old_model(
+    source_program: Program, spool: Spool, small: list[bytes], tmp_path: Path
+) -> None:
+    """What lies in the place of the old model now is damaged, missing or not what was promised: the old one goes on."""
+    model = copy_model(DEMO, tmp_path / "model")
+    card = json.loads((DEMO / "model.json").read_text())
+
+    def place(data: bytes | None, keys: dict[str, object]) -> None:
+        (model.parent / "model.json").write_text(json.dumps(card | keys))
+        model.unlink(missing_ok=True)
+        if data is not None:
+            model.write_bytes(data)
+
+    whole = model.read_bytes()
+    with serving(source_program, spool, "--reload", "swap", engine=model) as it:
+        for number, (data, keys, code) in enumerate(
+            [(None, {}, 66), (b"garbage", {}, 65), (whole, {"sha256": "0" * 64}, 78), (whole, {"task": 7}, 78)], 1
+        ):
+            place(data, keys)
+            assert it.ask(do="reload", wait=True).get("exit_code") == code
+            spool.put(small[number], f"{number}.jpg")
+            it.wait_done(number)
+        place(whole, {})
+        assert "exit_code" not in it.ask(do="reload", wait=True)
+        assert it.status()["reloads"] == {"done": 1, "failed": 4}
+        assert it.stop() == 0
+    assert not any("error" in line for line in spool.lines())
+
+
 COUNTS_RUNNERS = """
 import atexit, gc, os, sys
 from edgeapp import cli

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from edgeapp import cores, errors, paths, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands.golden import require_golden
-from edgeapp.commands.opening import Model, chosen, make_runner, open_model
+from edgeapp.commands.opening import Model, chosen, given_card, make_runner, open_model, verified
 from edgeapp.golden import noise_for
 from edgeapp.log import Talk
 from edgeapp.pipeline import Runner
@@ -147,6 +147,23 @@ def _sha256(path: str) -> str:
         while data := file.read(READ_BYTES):
             digest.update(data)
     return digest.hexdigest()
+
+
+def look_at(settings: Settings, stop: Stop, talk: Talk) -> None:
+    """Find what can be found wrong with a model without loading it.
+
+    Raises:
+        EdgeappError: it cannot be run.
+    """
+    assert settings.engine is not None
+    if os.path.isdir(settings.engine):
+        settings = chosen(settings, talk)
+    assert settings.engine is not None
+    found = verified(plan.identify(settings.engine), given_card(settings), settings, talk, stop)
+    if found.kind == plan.PLAN:
+        from edgeapp.gpu import runtimes
+
+        runtimes.choose(found, settings.tensorrt_library, host_code=settings.allow_host_code)
 
 
 class Reload:

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from edgeapp import errors, paths
-from edgeapp.commands.hosting import Hosted, Reload
+from edgeapp.commands.hosting import Hosted, Reload, look_at
 from edgeapp.commands.publishing import Publishing, wrong_with_receivers
 from edgeapp.log import Talk
 from edgeapp.pipeline import Pipeline
@@ -419,11 +419,13 @@ class Service:
             if reload.settings.engine is None:
                 raise errors.UsageError("no engine is named any more", "", "name it, in the configuration file")
             if reload.settings.reload == "swap":
+                # The old model may lie where the new one is now, and then there is no way back to it.
+                look_at(reload.settings, self._stop, self._log)
                 reload.swap = True
                 self._source.end()
             else:
                 self._next = Hosted(reload.settings, self._stop, self._log, self._notify)
-        except Exception as error:  # such as: the system refuses a thread
+        except (Exception, errors.Stopped) as error:  # such as: the system refuses a thread
             self._reload_over(reload, error)
         return reload
 
