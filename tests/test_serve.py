@@ -775,6 +775,23 @@ def test_swap_looks_before_it_gives_up_the_old_model(
     assert not any("error" in line for line in spool.lines())
 
 
+def test_swap_without_a_way_back_ends_with_the_reason(
+    source_program: Program, spool: Spool, small: list[bytes], tmp_path: Path
+) -> None:
+    """Another card in the place of the old one, found bad only when the model ran: 65 to who asked and to systemd."""
+    model = copy_model(DEMO, tmp_path / "model")
+    assert source_program("golden", "--engine", model, "--write").returncode == 0
+    card = json.loads((model.parent / "model.json").read_text())
+    with serving(source_program, spool, "--reload", "swap", engine=model) as it:
+        for kept in card["golden"]["outputs"].values():
+            kept["values"] = kept["values"][1:] + kept["values"][:1]
+        (model.parent / "model.json").write_text(json.dumps(card))
+        spool.put(small[0], "a.jpg")
+        assert it.ask(do="reload", wait=True)["exit_code"] == 65
+        assert it.process.wait(30) == 65
+    spool.assert_each_once()
+
+
 COUNTS_RUNNERS = """
 import atexit, gc, os, sys
 from edgeapp import cli

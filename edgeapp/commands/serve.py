@@ -331,7 +331,8 @@ class Service:
         for hosted in filter(None, (self._hosted, self._next)):
             self._give_back(hosted, 0.5 if lost else CLOSE_S)
         if self._reload is not None:
-            self._reload.failed(errors.InputOutputError("cannot reload", "the service is ending"))
+            ending = errors.InputOutputError("cannot reload", "the service is ending")
+            self._reload.failed(self._reload.error or ending)
             self._reload.over.set()
 
     # --- the thread of the pipelines ---------------------------------------------------------------------------------
@@ -390,6 +391,7 @@ class Service:
         try:
             fresh.wait()
         except Exception as error:
+            reload.failed(error)
             fresh = Hosted(old.settings, self._stop, self._log, self._notify)
             fresh.wait()
             self._reload_over(reload, error)
