@@ -10,7 +10,7 @@ from gpu.compare import DEMO, PLANS, unpacked
 from support import Program
 
 
-@pytest.mark.parametrize("name", ["conv", "classifier", "classifier_batch4", "multi_io", "nonzero", "dtypes", "yolov8"])
+@pytest.mark.parametrize("name", ["conv", "classifier", "classifier_batch4", "multi_io", "dtypes", "yolov8"])
 def test_plan_gives_its_golden_output_again(edgeapp: Program, models: Path, tmp_path: Path, name: str) -> None:
     """In another process; and so does the ONNX model that it was built from, on the CPU."""
     card = tmp_path / "card.json"

@@ -1,6 +1,6 @@
 """A million pictures through the frozen file: nothing grows.
 
-EDGEAPP_GPU_FRAMES=1000000 python -m pytest tests/gpu/test_growth.py -s        (default: 60,000)
+EDGEAPP_GPU_FRAMES=1000000 python -m pytest tests/gpu/test_flatness.py -s        (default: 60,000)
 """
 
 from __future__ import annotations
