@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +33,13 @@ the network, and where they are decoded in full."""
 NETWORK_SIZES = 2.25
 """Room of a place in larger batches, in pictures of the network's size: a JPEG is decoded at less than twice the size
 that it is resized to, so at 1 to 4 times the pixels."""
+
+
+MOST_SIZES = 256
+"""Sizes of pictures that are kept in mind: those of a folder or of a camera are few."""
+
+WH = tuple[int, int]
+"""(width, height), pixels."""
 
 
 class Preprocess(Protocol):
@@ -140,17 +149,39 @@ class ReadyIntake:
         """Nothing: what is copied is the tensor."""
 
 
+def row_of(where: Fitting, image_wh: WH, card: Card) -> tuple[int, ...]:
+    """What the kernel has to know of an image beside where its pixels begin."""
+    _, *rest = picture_row(
+        where,
+        image_wh,
+        antialias=card.antialias,
+        offset=0,
+        row_bytes=image_wh[0] * PIXEL_BYTES,
+        pixel_bytes=PIXEL_BYTES,
+    )
+    return tuple(rest)
+
+
 class PixelInput:
     """The pictures of a batch as they were decoded, one behind the other, and before them where each one is.
 
     Args:
+        placed: where an image of this size goes, of a picture of that size, and what the kernel has to know of it.
         mapped: the GPU reads the pictures where they are; only where they are is copied.
     """
 
     def __init__(
-        self, memory: NDArray[np.uint8], batch: int, preprocess: Preprocess, reserve: int, *, mapped: bool
+        self,
+        memory: NDArray[np.uint8],
+        batch: int,
+        preprocess: Preprocess,
+        placed: Callable[[WH, WH], tuple[Fitting, tuple[int, ...]]],
+        reserve: int,
+        *,
+        mapped: bool,
     ) -> None:
         self._memory = memory
+        self._placed = placed
         self._mapped = mapped
         # Page-locked memory has one address for both (unified addressing, all 64-bit machines).
         self._base = memory.ctypes.data if mapped else 0
@@ -168,22 +199,18 @@ class PixelInput:
 
     def fill(self, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         """The pixels where there is room for them, else a picture of the network's size, for which there always is."""
-        card = self._preprocess.card
         pixels = pixels_of(image) if isinstance(image, Image.Image) else image
-        height, width, _ = pixels.shape
-        where = reduced_fitting((width, height), picture_wh, card)
+        where, row = self._placed((pixels.shape[1], pixels.shape[0]), picture_wh)
         offset = self._room(pixels.nbytes)
         if offset is None:
             pixels = pixels_of(self._preprocess.fitted(image_of(image), where))
             height, width, _ = pixels.shape
-            where = where._replace(box=(0.0, 0.0, float(width), float(height)))
+            whole = where._replace(box=(0.0, 0.0, float(width), float(height)))
+            row = row_of(whole, (width, height), self._preprocess.card)
             offset = self._room(pixels.nbytes, last=True)
             assert offset is not None
         self._memory[offset : offset + pixels.nbytes].reshape(pixels.shape)[...] = pixels
-        self._rows[place] = picture_row(
-            where, (width, height), antialias=card.antialias, offset=self._base + offset,
-            row_bytes=width * PIXEL_BYTES, pixel_bytes=PIXEL_BYTES,
-        )  # fmt: skip
+        self._rows[place] = (self._base + offset, *row)
         return where.letterbox
 
     def _room(self, size: int, *, last: bool = False) -> int | None:
@@ -218,6 +245,7 @@ class PixelIntake:
         self._mapped = mapped
         self._preparer = preparer
         self._batch = batch
+        self._placed = lru_cache(MOST_SIZES)(self._place)
         width, height = preprocess.card.size_wh
         self._reserve = up(width * height * PIXEL_BYTES)
         roomy = ROOMY_BYTES if preprocess.card.antialias else ROOMIER_BYTES
@@ -228,7 +256,11 @@ class PixelIntake:
         self.tensor_size = nbytes((batch, *preprocess.shape), HOST_DTYPES[spec.dtype])
 
     def input(self, memory: NDArray[np.uint8]) -> PixelInput:
-        return PixelInput(memory, self._batch, self._preprocess, self._reserve, mapped=self._mapped)
+        return PixelInput(memory, self._batch, self._preprocess, self._placed, self._reserve, mapped=self._mapped)
+
+    def _place(self, image_wh: WH, picture_wh: WH) -> tuple[Fitting, tuple[int, ...]]:
+        where = reduced_fitting(image_wh, picture_wh, self._preprocess.card)
+        return where, row_of(where, image_wh, self._preprocess.card)
 
     def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
         # Offsets of the pictures count from the start of what is copied, or are addresses.

@@ -31,9 +31,9 @@ Grid = tuple[NDArray[np.float32], NDArray[np.float32]]
 MOST_CANDIDATES = 8192
 """NMS looks at no more boxes, the best ones: its time grows with the square of their number."""
 
-MANY_PICTURES, SIDE_BY_SIDE = 4, 500
-"""From so many pictures on their NMS is done side by side, of so many boxes at a time: in larger arrays NumPy gives up
-the interpreter's lock in every step, and beside threads that decode it comes back a hundred times later."""
+MOST_PAIRS = 1 << 17
+"""NMS of up to 362 boxes compares each with each, of several pictures at once: a few steps on large arrays, for which
+NumPy gives up the interpreter's lock, where many on small ones would wait for it beside threads that decode."""
 
 NMS_BLOCK = 48
 """Boxes handled at once by NMS; 32 to 64 are equally fast."""
@@ -87,8 +87,10 @@ def _filtered(tensors: Tensors, places: Sequence[int], grid: Grid | None) -> Own
     candidates, counts = tensors[CANDIDATES], tensors[COUNTS]
     if int(counts.max()) > candidates.shape[1]:
         return None
-    owners = np.repeat(np.arange(len(places)), [counts[place] for place in places])
-    picked = np.concatenate([candidates[place, : counts[place]] for place in places])
+    sizes = counts[places]
+    owners = np.repeat(np.arange(len(places)), sizes)
+    numbers = np.arange(len(owners)) - (np.cumsum(sizes) - sizes)[owners]
+    picked = candidates[np.array(places, np.int64)[owners], numbers]
     return (*decode_filtered(picked, owners, grid), owners)
 
 
@@ -366,9 +368,9 @@ def best(found: Owned, count: int, iou_threshold: float | None, max_detections: 
     sizes = np.bincount(owners[order], minlength=count)
     if iou_threshold is None:
         kept = np.ones(order.size, bool)
-    elif count >= MANY_PICTURES and 0 < sizes.max() <= SIDE_BY_SIDE // MANY_PICTURES:
+    elif 0 < int(sizes.max(initial=0)) ** 2 <= MOST_PAIRS:
         kept = np.zeros(order.size, bool)
-        together, start = SIDE_BY_SIDE // int(sizes.max()), 0
+        together, start = MOST_PAIRS // int(sizes.max()) ** 2, 0
         for first in range(0, count, together):
             part = sizes[first : first + together]
             end = start + int(part.sum())
@@ -391,12 +393,12 @@ def best(found: Owned, count: int, iou_threshold: float | None, max_detections: 
 def _nms_of_many(
     boxes: NDArray[np.float32], classes: NDArray[np.int64], sizes: NDArray[np.int64], iou_threshold: float, most: int
 ) -> NDArray[np.bool_]:
-    """Greedy NMS of several pictures at once: in each round the best box of each picture drops what it overlaps.
+    """Greedy NMS of several pictures at once: all pairs of boxes first, then picture by picture on bits.
 
     Args:
         boxes: (n, 4), picture after picture, each best first.
         sizes: how many each picture has.
-        most: rounds, which is boxes that a picture keeps.
+        most: boxes that a picture keeps.
 
     Returns:
         (n,) which are kept.
@@ -404,32 +406,33 @@ def _nms_of_many(
     kept = np.zeros(len(boxes), bool)
     if not kept.size:
         return kept
-    columns = np.arange(int(sizes.max()))
-    alive = columns < sizes[:, None]
     starts = np.cumsum(sizes) - sizes
-    index = np.where(alive, starts[:, None] + columns, 0)
+    index = np.minimum(starts[:, None] + np.arange(int(sizes.max())), len(boxes) - 1)
     moved = boxes.astype(np.float64)
     # Boxes of different classes are moved apart, so that one pass serves all classes.
     moved += (classes * (float(np.ptp(moved)) + 1.0))[:, None]
-    sides = np.ascontiguousarray(moved.T)[:, index]
-    x0, y0, x1, y1 = sides
+    x0, y0, x1, y1 = np.ascontiguousarray(moved.T)[:, index]
     share = iou_threshold / (1.0 + iou_threshold) * (x1 - x0) * (y1 - y0)
-    pictures = np.arange(len(sizes))
-    width, height, other = np.empty_like(x0), np.empty_like(x0), np.empty_like(x0)
-    for _ in range(most):
-        first = alive.argmax(1)
-        some = alive[pictures, first]
-        if not some.any():
-            break
-        kept[index[pictures, first][some]] = True
-        alive[pictures, first] = False
-        a0, b0, a1, b1 = sides[:, pictures, first, None]
-        np.subtract(np.minimum(x1, a1, out=width), np.maximum(x0, a0, out=other), out=width)
-        np.subtract(np.minimum(y1, b1, out=height), np.maximum(y0, b0, out=other), out=height)
-        np.maximum(width, 0, out=width)
-        width *= np.maximum(height, 0, out=height)
-        # IoU > t means shared > t / (1 + t) * (area + other area): no division for every pair.
-        alive &= width <= np.add(share, share[pictures, first, None], out=other)
+    width = np.minimum(x1[:, :, None], x1[:, None])
+    width -= np.maximum(x0[:, :, None], x0[:, None])
+    height = np.minimum(y1[:, :, None], y1[:, None])
+    height -= np.maximum(y0[:, :, None], y0[:, None])
+    np.maximum(width, 0, out=width)
+    width *= np.maximum(height, 0, out=height)
+    # IoU > t means shared > t / (1 + t) * (area + other area): no division for every pair.
+    overlaps = width > np.add(share[:, :, None], share[:, None], out=height)
+    rows = np.packbits(overlaps, axis=2, bitorder="little")
+    step = rows.shape[2]
+    stay: list[int] = []
+    for picture, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+        bits, alive, left = rows[picture].tobytes(), (1 << size) - 1, most
+        while alive and left:
+            lowest = alive & -alive
+            first = lowest.bit_length() - 1
+            stay.append(start + first)
+            alive &= ~(lowest | int.from_bytes(bits[first * step : (first + 1) * step], "little"))
+            left -= 1
+    kept[stay] = True
     return kept
 
 
