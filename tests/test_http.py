@@ -371,6 +371,7 @@ def test_reader_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> N
         client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
         assert get(server, "/small")[2] == b"x"
         until(lambda: not server._connections, "it is left")
+        monkeypatch.setattr("edgeapp.service.http.RESPONSE_S", WAIT_S)
         assert get(server, "/large")[2] == b"x" * (64 << 20), "who reads gets all"
 
 
