@@ -60,8 +60,8 @@ class Source(Protocol):
 class Runner(Protocol):
     """Runs batches of pictures, up to `depth` of them at a time.
 
-    `launch` and `finish` are called by one thread, between the engine's `enter` and `leave`; the others by any, each
-    for another host or place.
+    `launch` and `finish` are called by one thread, between the engine's `enter` and `leave` (those of a pipeline that
+    infers side by side by any); the others by any, each for another host or place.
 
     Attributes:
         hosts: memory of one batch each, from its first picture until its results are written.
@@ -299,6 +299,8 @@ class Pipeline:
         batch: pictures per inference.
         decoders: threads that read and decode.
         keep_pictures: the sinks want them.
+        side_by_side: the engine and the runner take batches from several threads at a time; then each of `decoders`
+            threads does all for its own batch, and nothing is handed over (tests/results.md).
         finished: told every result that was written.
         stop: ends the run when a signal comes.
     """
@@ -316,6 +318,7 @@ class Pipeline:
         keep_pictures: bool,
         finished: Callable[[Result], None],
         stop: Stop,
+        side_by_side: bool = False,
     ) -> None:
         self._engine = engine
         self._runner = runner
@@ -327,6 +330,7 @@ class Pipeline:
         self._keep_pictures = keep_pictures
         self._finished = finished
         self._stop = stop
+        self._side_by_side = side_by_side
         self._lock = threading.Lock()
         self._free: SimpleQueue[Any] = SimpleQueue()
         self._unwritten: SimpleQueue[bool] = SimpleQueue()
@@ -352,17 +356,17 @@ class Pipeline:
             self._free.put(host)
         for _ in range(len(hosts) * (1 if self._keep_pictures else BATCHES_PER_HOST)):
             self._unwritten.put(True)
-        self._decoding = Workers(self._decoders, "decode", partial(self._guarded, self._decode))
+        batches = self._batches(source)
+        steps: list[tuple[str, Callable[[], None]]] = [("signals", self._watch)]
+        if self._side_by_side:
+            steps += [("batches", lambda: self._do_batches(source, batches))] * self._decoders
+        else:
+            steps += [("source", lambda: self._read(source, batches)), ("engine", self._infer)]
+        decoders, posters = (0, 0) if self._side_by_side else (self._decoders, max(1, self._decoders // 2))
+        self._decoding = Workers(decoders, "decode", partial(self._guarded, self._decode))
         # Beside threads that decode, a thread that reads outputs waits for the interpreter's lock most of its time.
-        self._posting = Workers(max(1, self._decoders // 2), "postprocess", partial(self._guarded, self._post))
-        threads = [
-            threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True)
-            for name, step in (
-                ("source", lambda: self._read(source)),
-                ("engine", self._infer),
-                ("signals", self._watch),
-            )
-        ]
+        self._posting = Workers(posters, "postprocess", partial(self._guarded, self._post))
+        threads = [threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True) for name, step in steps]
         try:
             self._decoding.start()
             self._posting.start()
@@ -411,7 +415,8 @@ class Pipeline:
 
     # --- reading: one thread lists, some decode ----------------------------------------------------------------------
 
-    def _read(self, source: Source) -> None:
+    def _batches(self, source: Source) -> Iterator[Batch]:
+        """Batches with memory of their own, as it becomes free, and the end of the source for the caller's thread."""
         count = 0
         for frames in self._groups(source):
             if not self._unwritten.get() or (host := self._free.get()) is None:
@@ -419,11 +424,14 @@ class Pipeline:
             if self._runner is not None:
                 self._runner.begin(host)
             results = [Result(frame, self._task) for frame in frames]
-            batch = Batch(count, host, results, [None] * len(frames), len(frames))
-            for place in range(len(frames)):
-                self._decoding.put(source, batch, place)
+            yield Batch(count, host, results, [None] * len(frames), len(frames))
             count += 1
         self._events.put(count)
+
+    def _read(self, source: Source, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            for place in range(len(batch.results)):
+                self._decoding.put(source, batch, place)
 
     def _groups(self, source: Source) -> Iterator[list[Frame]]:
         grouping = Grouping(self._batch, lambda frame: self._runner is None or source.is_tensors(frame))
@@ -433,6 +441,14 @@ class Pipeline:
 
     def _decode(self, source: Source, batch: Batch, place: int) -> None:
         """Read an input; who reads the last one of a batch sends it on."""
+        self._take_in(source, batch, place)
+        with self._lock:
+            batch.unread -= 1
+            last = batch.unread == 0
+        if last:
+            self._ready.put(batch)
+
+    def _take_in(self, source: Source, batch: Batch, place: int) -> None:
         result = batch.results[place]
         frame = result.frame
         started = time.perf_counter()
@@ -455,11 +471,28 @@ class Pipeline:
                 frame.image = None
         else:
             result.times_ms["decode"] = (time.perf_counter() - started) * 1e3
-        with self._lock:
-            batch.unread -= 1
-            last = batch.unread == 0
-        if last:
-            self._ready.put(batch)
+
+    # --- side by side: threads that do all ---------------------------------------------------------------------------
+
+    def _do_batches(self, source: Source, batches: Iterator[Batch]) -> None:
+        while True:
+            with self._lock:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            for place in range(len(batch.results)):
+                self._take_in(source, batch, place)
+            if self._stop.asked():
+                return
+            if any(result.frame.tensors is not None for result in batch.results):
+                self._infer_tensors(batch)
+            elif self._launch(batch):
+                share = (time.perf_counter() - batch.launched_s) * 1e3 / len(batch.results)
+                for result in batch.results:
+                    result.times_ms["infer"] = share
+                self._post(batch)
+            else:
+                self._known(batch)
 
     # --- the thread of the engine ------------------------------------------------------------------------------------
 

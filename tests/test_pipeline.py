@@ -30,6 +30,7 @@ from edgeapp.pipeline import BATCHES_PER_HOST, MOST_TIMES, Direct, Pipeline, Sum
 from edgeapp.postprocess import make_postprocess
 from edgeapp.preprocess import Preprocessor
 from edgeapp.records import Frame, Letterbox, Result, Tensors, TensorSpec
+from edgeapp.settings import Settings
 from edgeapp.sources import FileSource
 from edgeapp.stopping import Stop
 
@@ -51,6 +52,7 @@ class Run:
     batch: int = 1
     decoders: int = 2
     hosts: int = 4
+    side_by_side: bool = False
     stop: Stop = field(default_factory=Stop)
     batches: list[int] = field(default_factory=list)
     written: list[Result] = field(default_factory=list)
@@ -76,7 +78,7 @@ class Run:
         runner.launch = counted  # type: ignore[method-assign]
         pipeline = Pipeline(
             self.engine, runner, self.postprocess, [self], task="classify", batch=self.batch, decoders=self.decoders,
-            keep_pictures=False, finished=lambda _: None, stop=self.stop,
+            keep_pictures=False, finished=lambda _: None, stop=self.stop, side_by_side=self.side_by_side,
         )  # fmt: skip
         return pipeline.run(source)
 
@@ -84,9 +86,9 @@ class Run:
         return FileSource([str(name) for name in names], max_pixels=10**7, stop=self.stop, **options)
 
 
-@pytest.fixture
-def run(models: Path) -> Run:
-    return Run(CpuEngine(str(models / "classifier.onnx")))
+@pytest.fixture(params=[False, True], ids=["one-after-the-other", "side-by-side"])
+def run(models: Path, request: pytest.FixtureRequest) -> Run:
+    return Run(CpuEngine(str(models / "classifier.onnx")), side_by_side=request.param)
 
 
 @pytest.fixture
@@ -180,6 +182,8 @@ def test_threads_and_descriptors_are_given_back(run: Run, inputs: list[Path]) ->
 @pytest.mark.parametrize("step", ["list", "read", "fill", "enter", "infer", "postprocess", "write"])
 def test_an_unforeseen_error_in_any_thread_ends_the_run(run: Run, inputs: list[Path], step: str) -> None:
     """The caller gets it, soon, and no thread stays behind."""
+    if step == "enter" and run.side_by_side:
+        pytest.skip("no thread has the engine for itself")
     threads = set(threading.enumerate())
     source = run.files(*inputs)
     if step == "list":
@@ -261,6 +265,58 @@ def test_earliest_input_has_the_engine_first(run: Run, tmp_path: Path) -> None:
     run(files)
     assert [result.frame.path for result in run.written] == list(map(str, names))
     assert light.index(max(light)) == 6  # the white one is the next
+
+
+def test_inferences_side_by_side_do_not_wait_for_each_other(run: Run, tmp_path: Path) -> None:
+    """As many as there are threads are under way at a time; otherwise one is."""
+    names = [plain_png(tmp_path / f"{i}.png", COLORS[i % 3]) for i in range(12)]
+    run.decoders = 3
+    met = threading.Barrier(3 if run.side_by_side else 1)
+    infer = run.engine.infer
+    most = under_way = 0
+    lock = threading.Lock()
+
+    def counted(tensors: Tensors) -> Tensors:
+        nonlocal most, under_way
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        met.wait(SOON_S)
+        found = infer(tensors)
+        with lock:
+            under_way -= 1
+        return found
+
+    run.engine.infer = counted  # type: ignore[method-assign]
+    run(run.files(*names))
+    assert most == met.parties
+    assert [result.classes[0].class_id for result in run.written] == [i % 3 for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("cores", "decoders", "total", "words", "side_by_side"),
+    [
+        (2, 2, 4, {}, True),
+        (2, 2, None, {}, True),
+        (2, 2, 3, {}, False),  # the last ones would leave a core without work
+        (2, 2, 4, {"batch": 2}, False),
+        (2, 2, 8, {"batch": 2}, True),
+        (2, 2, 4, {"batch": "auto"}, True),
+        (1, 4, None, {}, False),
+        (4, 2, None, {}, False),  # fewer threads than cores
+        (2, 2, None, {"slots": 1}, False),
+        (2, 2, None, {"slots": 2}, True),
+        (64, 64, None, {}, False),  # memory for 64 inferences
+    ],
+)
+def test_run_infers_side_by_side_where_there_is_work_for_all_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, decoders: int, total: int | None, words: dict[str, Any],
+    side_by_side: bool,
+) -> None:  # fmt: skip
+    """Else one inference has all cores, and an answer comes sooner."""
+    monkeypatch.setattr(opening.cores, "usable", lambda: cores)
+    settings = Settings(**words)
+    assert opening.infers_side_by_side(settings, decoders=decoders, total=total) is side_by_side
 
 
 def test_refused_threads_are_the_systems_refusal(run: Run, inputs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

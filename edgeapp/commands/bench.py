@@ -13,7 +13,7 @@ from edgeapp.bootstrap import Trace
 from edgeapp.commands import several
 from edgeapp.commands.bench_report import advice, report
 from edgeapp.commands.bench_wanted import Wanted
-from edgeapp.commands.opening import Model, chosen, open_to_run
+from edgeapp.commands.opening import Model, chosen, infers_side_by_side, open_to_run
 from edgeapp.log import Talk, tell
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -62,8 +62,10 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
     with ExitStack() as stack:
         decoders = settings.decode_threads or cores.usable()
         model_file = plan.identify(settings.engine)
+        as_run_does = bool(settings.input) and not wanted.compare and not {"engine", "tutorial"} & set(wanted.modes)
         model, runner = open_to_run(
-            model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=None
+            model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=None,
+            side_by_side=as_run_does and infers_side_by_side(settings, decoders=decoders, total=None),
         )  # fmt: skip
         _check_shapes(model, wanted)
         modes = Modes(model, runner, source, wanted, settings, stop, stack, decoders=decoders)

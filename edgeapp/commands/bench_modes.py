@@ -238,7 +238,8 @@ class Modes:
                 loop = _of(lambda seconds: meter.loop(seconds, copies=True))
                 rows.append(Row("copies", "with copies in and out", batch, loop))
         elif "engine" in modes or "copies" in modes:
-            rows.append(Row("engine", "one batch after the other", batch, self._infer))
+            alone = ", on one core" if self._model.side_by_side else ""
+            rows.append(Row("engine", f"one batch after the other{alone}", batch, self._infer))
         if self._source.paths and self._runner is not None:
             if self._pixels is not None and "pixels" in modes:
                 pixels = self._pixels
@@ -264,7 +265,7 @@ class Modes:
     def frames(self) -> Row:
         """The mode `frames`, for an engine that takes pictures."""
         row = Row("frames", "decoded pictures, through the pipeline", self._model.batch, self._infer)
-        few = min(self._decoders, COPIERS)
+        few = self._decoders if self._model.side_by_side else min(self._decoders, COPIERS)
         return self._through(row, lambda until: Memory(self._pictures(), until), few)
 
     def _infer(self, seconds: float) -> Block:
@@ -309,6 +310,7 @@ class Modes:
                 keep_pictures=False,
                 finished=lambda _: None,
                 stop=self._stop,
+                side_by_side=self._model.side_by_side,
             )
             summary = pipeline.run(endless)
             self._failed += len(summary.failures)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeapp import errors, memory, paths, plan, trust
+from edgeapp import cores, errors, memory, paths, plan, trust
 from edgeapp.bootstrap import Trace, bring_up
 from edgeapp.log import Talk
 from edgeapp.settings import Settings
@@ -37,6 +37,13 @@ MOST_CANDIDATES = 1024
 LEAST_FILTERED = 0.02
 """Under this score threshold there are too many boxes for a filter to pay."""
 
+SIDE_BY_SIDE_CORES = range(2, 17)
+"""Numbers of cores on which an ONNX model infers several batches at a time, each on one core. On more, the memory that
+each inference takes would count."""
+
+FEWEST_BATCHES_PER_CORE = 2
+"""For that: of fewer, the last ones would leave cores without work."""
+
 FEWEST_BATCHES_FOR_GRAPHS = 16
 """Recording graphs takes some 10 ms: as long as a few launches without."""
 
@@ -49,6 +56,7 @@ class Model:
         preprocess: None when the engine takes no pictures.
         batch: pictures per inference.
         least: places that an inference has at least.
+        side_by_side: several threads shall infer at a time.
         golden: what its card keeps of its answer to noise, None where that is nothing.
     """
 
@@ -58,6 +66,7 @@ class Model:
     postprocess: Postprocess
     batch: int
     least: int
+    side_by_side: bool = False
     golden: dict[str, Any] | None = None
 
 
@@ -70,11 +79,13 @@ def open_model(
     stack: ExitStack,
     *,
     total: int | None,
+    side_by_side: bool = False,
 ) -> Model:
     """Bring up a model; the stack takes it down.
 
     Args:
         total: how many inputs there will be, None if nobody knows.
+        side_by_side: on the CPU, each inference keeps to one core, as several threads infer at a time.
 
     Raises:
         EdgeappError: it cannot be run.
@@ -84,7 +95,9 @@ def open_model(
 
     memory.keep_freed()
     given = given_card(settings)
-    engine, metadata = stack.enter_context(open_engine(model_file, given, settings, trace, talk, stop))
+    engine, metadata = stack.enter_context(
+        open_engine(model_file, given, settings, trace, talk, stop, side_by_side=side_by_side)
+    )
     if not engine.inputs:
         raise errors.DataError(
             f"cannot run {paths.printable(model_file.path)}: it has no input",
@@ -97,7 +110,8 @@ def open_model(
         talk.note(f"edgeapp: guessed {', '.join(guesses)}")
     preprocess = Preprocessor(card, engine.inputs[0].dtype) if card.size_wh != (0, 0) else None
     batch, least = _batch(settings.batch, engine.inputs, total)
-    return Model(engine, card, preprocess, postprocess, batch, least, given.get("golden"))
+    side_by_side = side_by_side and model_file.kind != plan.PLAN
+    return Model(engine, card, preprocess, postprocess, batch, least, side_by_side, given.get("golden"))
 
 
 def chosen(settings: Settings, talk: Talk) -> Settings:
@@ -120,7 +134,14 @@ def chosen(settings: Settings, talk: Talk) -> Settings:
 
 @contextmanager
 def open_engine(
-    model_file: plan.ModelFile, given: dict[str, Any], settings: Settings, trace: Trace, talk: Talk, stop: Stop
+    model_file: plan.ModelFile,
+    given: dict[str, Any],
+    settings: Settings,
+    trace: Trace,
+    talk: Talk,
+    stop: Stop,
+    *,
+    side_by_side: bool = False,
 ) -> Iterator[tuple[Engine, dict[str, Any]]]:
     """An engine for a plan (GPU) or an ONNX model (CPU), and the metadata inside the file.
 
@@ -129,6 +150,7 @@ def open_engine(
     Args:
         model_file: the file at first sight; when it is checked, it is looked at anew.
         given: the model card's keys, for `trust_key` and `sha256`.
+        side_by_side: see `open_model`.
     """
     with trace.step("verify the engine file"):
         model_file = verified(model_file, given, settings, talk, stop)
@@ -152,7 +174,8 @@ def open_engine(
     with trace.step("load the ONNX model"):
         from edgeapp.cpu.engine import CpuEngine
 
-        cpu = CpuEngine(model_file.path, model_file.checked.take() if model_file.checked else None)
+        data = model_file.checked.take() if model_file.checked else None
+        cpu = CpuEngine(model_file.path, data, threads=1 if side_by_side else 0)
     try:
         yield cpu, dict(cpu.metadata)
     finally:
@@ -234,6 +257,7 @@ def open_to_run(
     *,
     decoders: int,
     total: int | None,
+    side_by_side: bool = False,
 ) -> tuple[Model, Runner | None]:
     """Bring up a model and what runs batches of pictures on it, None when it takes none; the stack takes both down.
 
@@ -241,11 +265,12 @@ def open_to_run(
         source: decodes no larger than the model needs from here on.
         decoders: threads that fill batches.
         total: how many inputs there will be, None if nobody knows.
+        side_by_side: see `open_model`.
 
     Raises:
         EdgeappError: it cannot be run.
     """
-    model = open_model(model_file, settings, trace, talk, stop, stack, total=total)
+    model = open_model(model_file, settings, trace, talk, stop, stack, total=total, side_by_side=side_by_side)
     runner = None
     if model.preprocess is not None:
         if settings.save is None and not settings.exact_decode:
@@ -256,6 +281,21 @@ def open_to_run(
     if settings.startup_trace:
         talk.always(str(trace))
     return model, runner
+
+
+def infers_side_by_side(settings: Settings, *, decoders: int, total: int | None) -> bool:
+    """Whether an ONNX model shall infer batches beside each other: for throughput, where there is enough to keep all
+    cores at work; a single input would be answered later.
+
+    Args:
+        decoders: threads that would read and infer.
+        total: how many inputs there will be, None if nobody knows.
+    """
+    count = cores.usable()
+    batch = settings.batch if isinstance(settings.batch, int) else 1
+    if count not in SIDE_BY_SIDE_CORES or min(decoders, settings.slots or decoders) < count:
+        return False
+    return total is None or total >= FEWEST_BATCHES_PER_CORE * count * batch
 
 
 def make_runner(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgeapp import cores, errors, paths, plan
 from edgeapp.bootstrap import Trace, head_start
 from edgeapp.commands import several
-from edgeapp.commands.opening import chosen, open_to_run
+from edgeapp.commands.opening import chosen, infers_side_by_side, open_to_run
 from edgeapp.log import Talk
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -64,8 +64,9 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, stop: Stop, talk
     with ExitStack() as stack:
         decoders = settings.decode_threads or cores.usable()
         model, runner = open_to_run(
-            model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=source.total
-        )
+            model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=source.total,
+            side_by_side=infers_side_by_side(settings, decoders=decoders, total=source.total),
+        )  # fmt: skip
         sinks = open_sinks(settings.output, settings.save, many_inputs=source.total != 1, stack=stack)
         with talk.progress(source.total) as progress:
             pipeline = Pipeline(
@@ -79,6 +80,7 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, stop: Stop, talk
                 keep_pictures=settings.save is not None,
                 finished=progress.finished,
                 stop=stop,
+                side_by_side=model.side_by_side,
             )
             try:
                 summary = pipeline.run(source)
