@@ -1,6 +1,7 @@
 """What decoding costs: exact and reduced, with kept memory and without, lent pixels and copies; prints tables.
 
     python tests/bench_decode.py             # two minutes
+    python tests/bench_decode.py --reduced   # half a minute: only exact and reduced to 640, pair by pair
     python tests/bench_decode.py --growth    # resident memory over 2,000 decodes
 
 Every number is made in a process of its own, turn about (A, B, A, B ...), and is the median of their medians.
@@ -12,18 +13,16 @@ antialiased).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from benching import beside, in_child, turn_about
+
 PICTURES = {"HD": (1920, 1080), "12 MP": (4000, 3000)}
 SIZES = (224, 640)
 TURNS, REPEATS = 5, 12
@@ -122,20 +121,6 @@ def growth(folder: str, threads: int) -> list[float]:
     return found
 
 
-def in_child(name: str, *arguments: object) -> object:
-    """What a function of this file returns in a process of its own."""
-    code = f"import json, bench_decode\nprint(json.dumps(bench_decode.{name}(*{arguments!r})))"
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
-def turn_about(name: str, cases: Sequence[tuple[object, ...]]) -> list[float]:
-    """The median of each case's turns."""
-    times = [[float(str(in_child(name, *case))) for case in cases] for _ in range(TURNS)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
-
-
 def draw(folder: Path) -> dict[str, str]:
     from photos import photo
 
@@ -150,21 +135,34 @@ def tables(files: dict[str, str]) -> None:
     for name, path in files.items():
         for size in SIZES:
             cases = [(path, size, exact, kept, 1, False) for kept in (True, False) for exact in (True, False)]
-            exact, reduced, exact_plain, reduced_plain = turn_about("one", cases)
+            exact, reduced, exact_plain, reduced_plain = turn_about("bench_decode.one", cases, TURNS)
             row = f"{exact:.1f} | {reduced:.1f} | {reduced / exact:.2f} | {exact_plain:.1f} | {reduced_plain:.1f}"
             print(f"| {name} to {size} | {row} |", flush=True)
     print("\n| file to input of 640, pictures a second | 1 thread | 2 threads | ratio |\n|---|---|---|---|")
     for name, path in files.items():
         for exact in (True, False):
-            single, double = turn_about("one", [(path, 640, exact, True, threads, True) for threads in (1, 2)])
+            single, double = turn_about(
+                "bench_decode.one", [(path, 640, exact, True, threads, True) for threads in (1, 2)], TURNS
+            )
             row = f"{1e3 / single:.1f} | {1e3 / double:.1f} | {single / double:.2f}"
             print(f"| {name}, {'exact' if exact else 'reduced'} | {row} |", flush=True)
     print("\n| pixels as an array, ms | lent | np.asarray | np.asarray, memory not kept |\n|---|---|---|---|")
     for name, path in files.items():
         lent, copied, copied_plain = turn_about(
-            "pixels", [(path, True, True), (path, False, True), (path, False, False)]
+            "bench_decode.pixels", [(path, True, True), (path, False, True), (path, False, False)], TURNS
         )
         print(f"| {name} | {lent:.4f} | {copied:.2f} | {copied_plain:.2f} |", flush=True)
+
+
+def pairs(files: dict[str, str]) -> None:
+    print("| file to input of 640, CPU ms | exact | reduced | ratio | at best: exact | reduced | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for name, path in files.items():
+        times = []
+        for _ in range(2 * TURNS):
+            exact, reduced = (in_child("bench_decode.one", path, 640, exact, True, 1, False) for exact in (True, False))
+            times.append((exact, reduced))
+        print(f"| {name} | {beside(times)} |", flush=True)
 
 
 def growths(folder: Path, files: dict[str, str]) -> None:
@@ -179,22 +177,23 @@ def growths(folder: Path, files: dict[str, str]) -> None:
         image.resize((640, 360)).save(folder / "small.png")
     print("| resident MB after 200, 400 ... 2,000 decodes | |\n|---|---|")
     for threads in (1, 8):
-        found = in_child("growth", str(folder), threads)
-        assert isinstance(found, list)
+        found = in_child("bench_decode.growth", str(folder), threads)
         print(f"| {threads} thread{'s' if threads > 1 else ''} | {', '.join(f'{n:.0f}' for n in found)} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reduced", action="store_true")
     parser.add_argument("--growth", action="store_true")
     arguments = parser.parse_args()
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = draw(folder)
         print(", ".join(f"{key}: {os.path.getsize(path) / 1e6:.2f} MB" for key, path in files.items()) + "\n")
         if arguments.growth:
             growths(folder, files)
+        elif arguments.reduced:
+            pairs(files)
         else:
             tables(files)
 

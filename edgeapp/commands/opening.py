@@ -284,13 +284,7 @@ def open_to_run(
 
 
 def infers_side_by_side(settings: Settings, *, decoders: int, total: int | None) -> bool:
-    """Whether an ONNX model shall infer batches beside each other: for throughput, where there is enough to keep all
-    cores at work; a single input would be answered later.
-
-    Args:
-        decoders: threads that would read and infer.
-        total: how many inputs there will be, None if nobody knows.
-    """
+    """Whether an ONNX model shall infer batches beside each other: where there are enough to keep all cores at work."""
     count = cores.usable()
     batch = settings.batch if isinstance(settings.batch, int) else 1
     if count not in SIDE_BY_SIDE_CORES or min(decoders, settings.slots or decoders) < count:
