@@ -65,7 +65,9 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, stop: Stop, talk
         decoders = settings.decode_threads or cores.usable()
         model, runner = open_to_run(
             model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=source.total,
-            side_by_side=infers_side_by_side(settings, decoders=decoders, total=source.total),
+            # Of a list, whose end nobody knows, the next result may be waited for.
+            side_by_side=source.total is not None
+            and infers_side_by_side(settings, decoders=decoders, total=source.total),
         )  # fmt: skip
         sinks = open_sinks(settings.output, settings.save, many_inputs=source.total != 1, stack=stack)
         with talk.progress(source.total) as progress:
