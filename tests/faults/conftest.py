@@ -21,7 +21,9 @@ def service(request: pytest.FixtureRequest, source_program: Program, frozen_cach
     if not (CAMPAIGN and BINARY.is_file()):
         return source_program
     env = {key: value for key, value in source_program.env.items() if key != "PYTHONPATH"}
-    return Program([str(BINARY)], source_program.cwd, env | {"EDGEAPP_CACHE": str(frozen_cache)})
+    frozen = Program([str(BINARY)], source_program.cwd, env | {"EDGEAPP_CACHE": str(frozen_cache)})
+    assert frozen("--version").returncode == 0  # what takes long the first time is not what is looked at
+    return frozen
 
 
 @pytest.fixture
