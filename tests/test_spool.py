@@ -471,6 +471,44 @@ def test_full_disk_is_waited_for_and_other_errors_are_not(tmp_path: Path) -> Non
         room.patiently("write x", lambda: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
 
 
+def without_descriptors(times: int) -> Callable[[], str]:
+    """A step that fails so often."""
+    left = [errno.EMFILE, errno.ENFILE] * times
+
+    def step() -> str:
+        if left:
+            raise OSError(left.pop(), "too many open files")
+        return "done"
+
+    return step
+
+
+def test_missing_descriptors_are_waited_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders give theirs back soon, and nobody is told; when it lasts, a restart may heal it."""
+    told: list[str] = []
+    room = Room([str(tmp_path)], 1, told.append, lambda: None)
+    assert room.patiently("write x", without_descriptors(2)) == "done"
+    monkeypatch.setattr("edgeapp.service.room.DESCRIPTORS_S", 0.2)
+    with pytest.raises(errors.SystemRefusedError, match="cannot write x"):
+        room.patiently("write x", without_descriptors(1000))
+    assert told == []
+
+
+def test_missing_descriptors_do_not_end_the_looking(
+    spool: Spool, make_source: Callable[..., SpoolSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is looked through when there are some again."""
+    fail, look = without_descriptors(1), Intake._look
+    monkeypatch.setattr(Intake, "_look", lambda self, now: (fail(), look(self, now)))
+    put(spool, "a.jpg")
+    source = make_source(Ledger(f"{spool.state}/ledger"))
+    thread, frames = iterated(source)
+    assert next_name(frames) == "a.jpg"
+    source.end()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
 def test_waiting_for_room_ends_with_the_service(tmp_path: Path) -> None:
     """SIGTERM while the disk is full: nothing waits for ever."""
     room = Room([str(tmp_path)], 1 << 62, lambda _: None, lambda: None)

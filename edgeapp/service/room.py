@@ -1,10 +1,11 @@
-"""What to do when the disk is full: wait, say so, go on when there is room again."""
+"""What to do when the disk is full: wait, say so, go on when there is room again. For descriptors: wait a while."""
 
 from __future__ import annotations
 
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -15,11 +16,15 @@ RETRY_S = 0.5
 MARGIN = 2
 """So many times the least free space is wanted before it goes on: not to stop again at once."""
 
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+DESCRIPTORS_S, DESCRIPTORS_RETRY_S = 10.0, 0.1
+"""For how long the want of descriptors may pass by itself; then a restart may give back those that were lost."""
+
 T = TypeVar("T")
 
 
 class NoRoomError(Exception):
-    """The disk is full and nobody waits for it any longer: what is not written stays undone, its input where it is."""
+    """Nobody waits for space or descriptors any longer: what is not written stays undone, its input where it is."""
 
 
 class Room:
@@ -67,7 +72,7 @@ class Room:
         self._wait("least", least, lambda: self.free_bytes() >= self.least_bytes * MARGIN, leave)
 
     def patiently(self, what: str, step: Callable[[], T], leave: Callable[[], bool] = lambda: False) -> T:
-        """Do a step, again and again while the disk is full.
+        """Do a step, again and again while the disk is full, and for a while when no descriptor is left.
 
         Args:
             what: "write /spool/results/results.jsonl".
@@ -82,7 +87,7 @@ class Room:
 
         def tried() -> bool:
             try:
-                done.append(step())
+                done.append(self.with_descriptors(step))
             except OSError as error:
                 if error.errno not in FULL:
                     raise paths.refusal(f"cannot {what}", error, writing=True) from error
@@ -92,6 +97,23 @@ class Room:
         if not tried():
             self._wait(what, f"cannot {what}: no space is left", tried, leave)
         return done[0]
+
+    def with_descriptors(self, step: Callable[[], T]) -> T:
+        """Do a step, again and again for a while when no descriptor is left: many are in use for a moment only.
+
+        Raises:
+            OSError: it failed for another reason, or for too long.
+            NoRoomError: `end` was called.
+        """
+        until_s = time.monotonic() + DESCRIPTORS_S
+        while True:
+            try:
+                return step()
+            except OSError as error:
+                if error.errno not in OUT_OF_DESCRIPTORS or time.monotonic() > until_s:
+                    raise
+                if self._ended.wait(DESCRIPTORS_RETRY_S):
+                    raise NoRoomError from error
 
     def _wait(self, key: str, reason: str, ready: Callable[[], bool], leave: Callable[[], bool]) -> None:
         self._tell(key, reason)

@@ -222,7 +222,7 @@ class SpoolSource:
 
     def _take(self) -> list[str]:
         """Inputs to begin, those that were listed first."""
-        names = self._intake.take(MOST_AT_ONCE)
+        names = self._room.with_descriptors(lambda: self._intake.take(MOST_AT_ONCE))
         with self._room_for_more:
             listed = [self._listed.popleft() for _ in range(min(MOST_AT_ONCE, len(self._listed)))]
             self._room_for_more.notify_all()
