@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Trace:
-    """What happened in which order: (step, milliseconds), and the steps that were undone."""
+    """What happened in which order: (step, milliseconds), what happened beside it, and the steps that were undone."""
 
     steps: list[tuple[str, float]] = field(default_factory=list)
+    beside: list[tuple[str, float]] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -39,8 +40,8 @@ class Trace:
             self.steps.append((name, (time.perf_counter() - started) * 1e3))
 
     def __str__(self) -> str:
-        rows = [f"{ms:9.1f} ms  {name}" for name, ms in self.steps]
-        return "\n".join([*rows, f"{sum(ms for _, ms in self.steps):9.1f} ms  together"])
+        rows = [*self.steps, ("together", sum(ms for _, ms in self.steps)), *self.beside]
+        return "\n".join(f"{ms:9.1f} ms  {name}" for name, ms in rows)
 
 
 class Bootstrap:
@@ -221,7 +222,7 @@ class Bootstrap:
 
 
 @contextmanager
-def head_start(device: int) -> Iterator[None]:
+def head_start(device: int, trace: Trace) -> Iterator[None]:
     """Have the driver and the primary context of a GPU begin on a thread, beside what the `with` block does first.
 
     They take 0.2 s, most of it outside of Python. What fails is left to `bring_up`, which takes the same steps again:
@@ -229,18 +230,21 @@ def head_start(device: int) -> Iterator[None]:
 
     Args:
         device: GPU number.
+        trace: told how long they take.
     """
     release: list[Callable[[], None]] = []
 
     def begin() -> None:
         from edgeapp.gpu.driver import Driver
 
+        started = time.perf_counter()
         with suppress(errors.EdgeappError, AttributeError):  # or the driver lacks a function
             driver = Driver()
             driver.initialise()
             driver.require(device)
             driver.retain_context(device)
             release.append(partial(driver.release_context, device))
+        trace.beside.append(("beside the imports: cuInit, primary context", (time.perf_counter() - started) * 1e3))
 
     thread = threading.Thread(target=begin, name="driver")
     thread.start()

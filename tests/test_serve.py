@@ -280,22 +280,28 @@ def infer(self, tensors):
         raise errors.GpuLostError("the GPU answers no more", "CUDA error 700")
     return whole(self, tensors)
 CpuEngine.infer = infer
+if os.environ["HANGS"] == "1":
+    CpuEngine.close = lambda self: time.sleep(1000)
 cli.main(sys.argv[1:])
 """
-"""A stand-in for a GPU that is lost: the CPU's engine says so after some inferences, when something is done."""
+"""A stand-in for a GPU that is lost: the CPU's engine says so after some inferences, when something is done. HANGS: and
+its library does not come back when it shall free what it has."""
 
 
+@pytest.mark.parametrize("hangs", ["0", "1"])
 def test_lost_gpu_ends_the_process_at_once_and_loses_no_input(
-    source_program: Program, spool: Spool, small: list[bytes], tmp_path: Path
+    source_program: Program, spool: Spool, small: list[bytes], tmp_path: Path, hangs: str
 ) -> None:
-    """75, for the restart; what was done is on the disk, the rest waits, and is done by the next process."""
+    """75, for the restart, and why; what was done is on the disk, the rest waits, and is done by the next process."""
     (tmp_path / "loses.py").write_text(LOSES_ITS_GPU)
-    env = {**source_program.env, "DONE": str(spool.done)}
+    env = {**source_program.env, "DONE": str(spool.done), "HANGS": hangs}
     losing = Program([source_program.command[0], str(tmp_path / "loses.py")], tmp_path, env)
     for index in range(30):
         spool.put(small[index], f"{index}.jpg")
-    with serving(losing, spool, "--settle-s", "0.05", engine=MODEL, ready=False) as it:
-        assert it.process.wait(WAIT_S) == 75
+    with (tmp_path / "log").open("wb") as log:
+        with serving(losing, spool, "--settle-s", "0.05", engine=MODEL, ready=False, stderr=log) as it:
+            assert it.process.wait(WAIT_S) == 75
+    assert (tmp_path / "log").read_text().count("the GPU answers no more") == 1
     assert 0 < len(spool.waiting) < 30
     spool.assert_each_once()
     with serving(source_program, spool, "--settle-s", "0.05", engine=MODEL) as it:
@@ -310,10 +316,10 @@ import pathlib, sys, time
 from edgeapp import cli
 from edgeapp.cpu.engine import CpuEngine
 load, marks = CpuEngine.__init__, pathlib.Path(sys.argv[0]).parent
-def slowly(self, *words):
+def slowly(self, *words, **named):
     (marks / "begun").touch()
     time.sleep(1)
-    load(self, *words)
+    load(self, *words, **named)
     (marks / "loaded").touch()
 CpuEngine.__init__ = slowly
 sys.exit(cli.main(sys.argv[1:]))

@@ -343,7 +343,7 @@ def open_ring(
         mapped: the GPU reads pictures in page-locked memory instead of having them copied; None lets the GPU say.
 
     Raises:
-        DataError: the engine's outputs have a size that only the run tells.
+        DataError: the engine's outputs have a size that only the run tells. UsageError: --streams does not fit.
     """
     from edgeapp.gpu.intake import Intake, PixelIntake, ReadyIntake
     from edgeapp.gpu.kernels import Kernels
@@ -364,18 +364,27 @@ def open_ring(
     if kernels is not None:
         mapped = engine.driver.is_integrated(settings.device) if mapped is None else mapped
         intake = PixelIntake(preprocess, spec, model.batch, Preparer(model.card, spec.dtype, kernels), mapped=mapped)
-    ring = Ring(
-        engine,
-        intake,
-        shape=preprocess.shape,
-        batch=model.batch,
-        least=model.least,
-        hosts=min(hosts, max(SLOTS * settings.streams + 1, MOST_HOST_BYTES // intake.size)),
-        spin=settings.sync == "spin",
-        graphs=graphs,
-        streams=settings.streams,
-        boxes=_filter(model, preprocess, kernels) if kernels is not None else None,
-    )
+    try:
+        ring = Ring(
+            engine,
+            intake,
+            shape=preprocess.shape,
+            batch=model.batch,
+            least=model.least,
+            hosts=min(hosts, max(SLOTS * settings.streams + 1, MOST_HOST_BYTES // intake.size)),
+            spin=settings.sync == "spin",
+            graphs=graphs,
+            streams=settings.streams,
+            boxes=_filter(model, preprocess, kernels) if kernels is not None else None,
+        )
+    except errors.DataError as error:
+        if settings.streams == 1:
+            raise
+        raise errors.UsageError(
+            f"--streams {settings.streams} does not fit this plan",
+            f"each stream computes with an execution context of its own: {error.what}",
+            "leave it out; with free dimensions TensorRT 8.6 wants a profile for each context, 10 does not",
+        ) from error
     stack.callback(ring.close)
     return ring
 

@@ -34,15 +34,15 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
         settings = chosen(settings, talk)
     assert settings.engine is not None
     model_file = plan.identify(settings.engine) if settings.devices is None else None
+    trace = Trace()
     with ExitStack() as stack:
         if model_file is not None and model_file.kind == plan.PLAN:
-            stack.enter_context(head_start(settings.device))
-        return _run(model_file, settings, stop, talk)
+            stack.enter_context(head_start(settings.device, trace))
+        return _run(model_file, settings, trace, stop, talk)
 
 
-def _run(model_file: plan.ModelFile | None, settings: Settings, stop: Stop, talk: Talk) -> int:
+def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, stop: Stop, talk: Talk) -> int:
     """The same with a model file that was looked at; without one, on several GPUs."""
-    trace = Trace()
     with trace.step("import NumPy and Pillow"):
         from edgeapp.pipeline import Pipeline
         from edgeapp.sinks import open_sinks

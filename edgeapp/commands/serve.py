@@ -262,6 +262,8 @@ class Service:
     def _give_back(self, hosted: Hosted, timeout_s: float = CLOSE_S) -> None:
         """Close a model. Python ends under its thread else, which a library can answer with an abort."""
         if not hosted.close(timeout_s):
+            if isinstance(self._failure, errors.EdgeappError):
+                self._log.error(self._failure)
             self._log.note("the model could not be given back in time")
             self._log.flush()
             os._exit(getattr(self._failure, "exit_code", 0))

@@ -54,8 +54,8 @@ class Ring:
         boxes: picks the boxes of the only output that reach the threshold, so that the rest need not be copied.
 
     Raises:
-        DataError: this engine cannot work so: it has other inputs than pictures, or outputs of unknown size.
-        UsageError: it cannot have so many execution contexts.
+        DataError: this engine cannot work so: it has other inputs than pictures, outputs of unknown size, or cannot have
+            so many execution contexts.
 
     Attributes:
         intake: as given.
@@ -133,14 +133,6 @@ class Ring:
     def _further_lane(self) -> Lane:
         engine = self._engine.another()
         self._undo.callback(engine.close)
-        try:
-            engine.output_shapes((self._batch, *self._shape))
-        except errors.DataError as error:
-            raise errors.UsageError(
-                "--streams does not fit this plan",
-                f"each stream computes with an execution context of its own, and: {error.what}",
-                "leave it out; with free dimensions TensorRT 8.6 wants a profile for each of them, 10 does not",
-            ) from error
         return Lane(engine, self._stream())
 
     def _event(self, flags: int) -> int:

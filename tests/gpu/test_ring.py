@@ -145,7 +145,7 @@ def test_streams_are_refused_where_a_context_wants_its_own_profile(stack: ExitSt
     path = unpacked(DEMO / "model.plan.xz", tmp_path)
     model, settings = opened(stack, path, batch=2, model_card=str(DEMO / "model.json"), streams=2)
     assert model.preprocess is not None
-    with pytest.raises(errors.UsageError, match="--streams does not fit"):
+    with pytest.raises(errors.UsageError, match="--streams 2 does not fit"):
         opening.open_ring(model, model.preprocess, settings, stack, hosts=7)
     opening.open_ring(model, model.preprocess, replace(settings, streams=1), stack, hosts=4)
 
