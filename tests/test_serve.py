@@ -298,9 +298,9 @@ def test_lost_gpu_ends_the_process_at_once_and_loses_no_input(
     losing = Program([source_program.command[0], str(tmp_path / "loses.py")], tmp_path, env)
     for index in range(30):
         spool.put(small[index], f"{index}.jpg")
-    with (tmp_path / "log").open("wb") as log:
-        with serving(losing, spool, "--settle-s", "0.05", engine=MODEL, ready=False, stderr=log) as it:
-            assert it.process.wait(WAIT_S) == 75
+    words = (losing, spool, "--settle-s", "0.05")
+    with (tmp_path / "log").open("wb") as log, serving(*words, engine=MODEL, ready=False, stderr=log) as it:
+        assert it.process.wait(WAIT_S) == 75
     assert (tmp_path / "log").read_text().count("the GPU answers no more") == 1
     assert 0 < len(spool.waiting) < 30
     spool.assert_each_once()

@@ -54,8 +54,8 @@ class Ring:
         boxes: picks the boxes of the only output that reach the threshold, so that the rest need not be copied.
 
     Raises:
-        DataError: this engine cannot work so: it has other inputs than pictures, outputs of unknown size, or cannot have
-            so many execution contexts.
+        DataError: this engine cannot work so: it has other inputs than pictures, outputs of unknown size, or TensorRT
+            gives it not so many execution contexts.
 
     Attributes:
         intake: as given.
