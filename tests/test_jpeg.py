@@ -6,7 +6,7 @@ import io
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -107,6 +107,22 @@ def test_other_formats_are_left_to_pillow(tmp_path: Path, kind: str) -> None:
     pillow, found = read(tmp_path / "x.jpg", out.getvalue())
     assert isinstance(found[0], Image.Image)
     assert_same(pillow, found)
+
+
+@pytest.mark.parametrize("as_pixels", [False, True])
+@pytest.mark.parametrize("data", [jpeg(photo(64, 48)), jpeg(photo(64, 48).convert("L"))])
+def test_who_is_given_the_file_first_gets_all_of_it(tmp_path: Path, as_pixels: bool, data: bytes) -> None:
+    """And the picture is read from the beginning after that."""
+    (tmp_path / "x.jpg").write_bytes(data)
+    seen = []
+
+    def opened(file: BinaryIO, size: int) -> None:
+        seen.append(file.read(size))
+        file.seek(0)
+
+    image, _ = read_picture(str(tmp_path / "x.jpg"), LIMIT, as_pixels=as_pixels, opened=opened)
+    assert seen == [data]
+    assert image_of(image).size == (64, 48)
 
 
 def test_limit_of_pixels_holds(tmp_path: Path) -> None:

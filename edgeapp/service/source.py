@@ -185,7 +185,7 @@ class SpoolSource:
         refused = _refused(frame.path, status)
         if frame.worn_out and refused is None:
             with suppress(errors.EdgeappError, OSError), open_regular(frame.path) as file:
-                _note_digest(frame, file)
+                _note_digest(frame, file, os.fstat(file.fileno()).st_size)
         frame.error = frame.error or refused
         if frame.error is None:
             read_frame(
@@ -325,10 +325,10 @@ def _worn_out(name: str, attempts: int) -> errors.EdgeappError:
     )
 
 
-def _note_digest(frame: SpoolFrame, file: BinaryIO) -> None:
+def _note_digest(frame: SpoolFrame, file: BinaryIO, size: int) -> None:
     """The SHA-256 of a file that is then read from its beginning."""
     digest = hashlib.sha256()
-    left = os.fstat(file.fileno()).st_size  # not more: it may grow for ever, and files of /proc claim none
+    left = size  # not more: it may grow for ever, and files of /proc claim none
     while left > 0 and (data := file.read(min(left, READ_BYTES))):
         digest.update(data)
         left -= len(data)

@@ -12,7 +12,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from io import BufferedReader
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -55,6 +55,9 @@ Image.MAX_IMAGE_PIXELS = None  # replaced by our own limit, which names the flag
 # Pillow warns of odd EXIF blocks, but the pixels are what matters. Once and for all, as `catch_warnings`
 # around a decoding would race with other threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+Opened = Callable[[BinaryIO, int], None]
+"""Is given a file before anything else is read of it, and its size in bytes; leaves it at its beginning."""
 
 Fit = Callable[[tuple[int, int]], tuple[int, int]]
 """Picture size -> the size that is enough of it, both (width, height) with the orientation applied."""
@@ -181,14 +184,14 @@ def read_frame(
     *,
     fit: Fit | None = None,
     as_pixels: bool = False,
-    opened: Callable[[BinaryIO], None] | None = None,
+    opened: Opened | None = None,
 ) -> None:
     """Fill in a frame's picture or tensors, or the error that kept it from that.
 
     Args:
         fit: see `read_picture`.
         as_pixels: see `FileSource`.
-        opened: given the file before anything else is read of it; may raise OSError or EdgeappError.
+        opened: may raise OSError or EdgeappError.
     """
     started = time.perf_counter()
     try:
@@ -256,12 +259,17 @@ def _folder(root: str, *, recursive: bool) -> list[str]:
     return sorted(found)
 
 
-def open_regular(path: str) -> BufferedReader:
+def open_regular(path: str) -> BinaryIO:
     """Open a file for reading, but no FIFO or device, which could block or never end.
 
     Raises:
         EdgeappError: it cannot be opened or is no regular file.
     """
+    return os.fdopen(_descriptor(path)[0], "rb")
+
+
+def _descriptor(path: str) -> tuple[int, int]:
+    """A descriptor of a regular file, and its size, bytes."""
     what = f"cannot read {paths.printable(path)}"
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -271,15 +279,26 @@ def open_regular(path: str) -> BufferedReader:
         raise paths.refusal(what, error) from error
     except ValueError as error:  # a NUL in the name
         raise errors.NotFoundError(what, str(error), "check the name") from error
-    mode = os.fstat(handle).st_mode
-    if not stat.S_ISREG(mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         kind = next(
-            (text for test, text in _KINDS if test(mode)),
+            (text for test, text in _KINDS if test(status.st_mode)),
             "no regular file",
         )
         raise errors.DataError(f"{what}: it is {kind}", "", "name a picture file")
-    return os.fdopen(handle, "rb")
+    return handle, status.st_size
+
+
+def _whole(path: str) -> bytes:
+    """A file of at most MOST_BYTES_AT_ONCE with few calls, as each gives up the interpreter's lock; b"" of others."""
+    handle, size = _descriptor(path)
+    try:
+        return os.read(handle, size) if size <= MOST_BYTES_AT_ONCE else b""
+    except OSError as error:
+        raise paths.refusal(f"cannot read {paths.printable(path)}", error) from error
+    finally:
+        os.close(handle)
 
 
 _KINDS = (
@@ -296,14 +315,13 @@ def read_picture(
     *,
     fit: Fit | None = None,
     as_pixels: bool = False,
-    opened: Callable[[BinaryIO], None] | None = None,
+    opened: Opened | None = None,
 ) -> tuple[Picture, tuple[int, int]]:
     """Decode a JPEG, PNG, BMP or WebP file.
 
     Args:
         fit: a JPEG may be decoded at half, a quarter or an eighth of its size, not below this.
         as_pixels: give the pixels where that is sooner done.
-        opened: given the file first.
 
     Returns:
         picture: 8-bit RGB, EXIF orientation applied. Greyscale and palettes are spread to RGB,
@@ -318,17 +336,16 @@ def read_picture(
     """
     what = f"cannot read {paths.printable(path)}"
     fix = "give a JPEG, PNG, BMP or WebP picture"
-    with open_regular(path) as file:
+    data = _whole(path) if as_pixels else b""
+    with BytesIO(data) if data else open_regular(path) as file:
         try:
+            size = len(data) or os.fstat(file.fileno()).st_size
             if opened is not None:
-                opened(file)
-            size = os.fstat(file.fileno()).st_size
+                opened(file, size)
             if size == 0:  # or a file of /proc, from which anything may come
                 raise errors.DataError(what, "the file is empty", fix)
-            if as_pixels and size <= MOST_BYTES_AT_ONCE and file.peek(len(jpeg.START)).startswith(jpeg.START):
-                found = jpeg.pixels(file.read(size), max_pixels, fit)
-                if found is not None:
-                    return found
+            if data.startswith(jpeg.START) and (found := jpeg.pixels(data, max_pixels, fit)) is not None:
+                return found
             image = Image.open(file, formats=PICTURE_FORMATS)
             width, height = image.size
             if width * height > max_pixels:
@@ -402,7 +419,7 @@ def to_rgb(image: Image.Image, orientation: int = 1) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_tensors(path: str, opened: Callable[[BinaryIO], None] | None = None) -> Tensors:
+def read_tensors(path: str, opened: Opened | None = None) -> Tensors:
     """Arrays of a .npz file by name, or of a .npy file under the name "".
 
     Raises:
@@ -412,12 +429,13 @@ def read_tensors(path: str, opened: Callable[[BinaryIO], None] | None = None) ->
     fix = "write it with numpy.save or numpy.savez"
     with open_regular(path) as file:
         try:
+            size = os.fstat(file.fileno()).st_size
             if opened is not None:
-                opened(file)
-            if os.fstat(file.fileno()).st_size == 0:
+                opened(file, size)
+            if size == 0:
                 raise ValueError("it is empty")
             if path.lower().endswith(".npy"):
-                return {"": _read_array(file, os.fstat(file.fileno()).st_size)}
+                return {"": _read_array(file, size)}
             tensors: Tensors = {}
             with zipfile.ZipFile(file) as archive:
                 total = sum(entry.file_size for entry in archive.infolist())
