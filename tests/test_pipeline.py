@@ -250,14 +250,14 @@ def test_earliest_input_has_the_engine_first(run: Run, tmp_path: Path) -> None:
 
     def slow(tensors: Tensors) -> Tensors:
         light.extend(float(array.mean()) for array in tensors.values())
-        if len(run.batches) == 6:  # it is read meanwhile
+        if len(light) == 6:  # it is read meanwhile
             assert is_read.wait(SOON_S)
             time.sleep(0.3)
         return infer(tensors)
 
     def read_first_late(frame: Frame) -> None:
         if frame.path == str(names[0]):
-            until(lambda: len(run.batches) == 6, "others")
+            until(lambda: len(light) == 6, "others")
         read(frame)
         if frame.path == str(names[0]):
             is_read.set()
