@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeapp import errors, paths
+from edgeapp import errors, literals, paths
 from edgeapp.labels import read_labels
 from edgeapp.records import TensorSpec
 
@@ -174,7 +174,8 @@ def _literal(value: Any) -> Any:
     """A value as it is, or the Python literal that a text holds (ONNX metadata are texts)."""
     if isinstance(value, str):
         try:
-            return ast.literal_eval(value)
+            with literals.PARSING:
+                return ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return value
     return value

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from support import ROOT
 
 from edgeapp import tensors
 from edgeapp.errors import DataError
@@ -92,3 +98,33 @@ def test_names_and_shapes_are_checked_by_name() -> None:
     with pytest.raises(DataError, match=r"shape \(3,\) does not fit"):
         tensors.check_shape(np.zeros(3), spec("float32"))
     tensors.check_shape(np.zeros((7, 2)), spec("float32", (-1, 2)))
+
+
+MANY_READERS = """
+import gc, json, sys, threading
+from edgeapp.sources.files import read_tensors
+sys.setswitchinterval(1e-6)
+gc.set_threshold(10)
+gc.callbacks.append(lambda *_: sum(range(50)))  # Python code in the middle of a parse: another thread may have its turn
+wrong = []
+def work():
+    try:
+        for _ in range(4000):
+            read_tensors(sys.argv[1])
+    except BaseException as error:
+        wrong.append(repr(error))
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(json.dumps(wrong))
+"""
+
+
+def test_files_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
+    """The parser that reads their headers is not for several threads in CPython 3.11."""
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 4, 4), np.float32))
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_READERS, tmp_path / "x.npy"], env={"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == []

@@ -28,7 +28,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from edgeapp import errors, paths
+from edgeapp import errors, literals, paths
 from edgeapp.records import Frame, Picture, Tensors, nbytes
 from edgeapp.sources import jpeg
 from edgeapp.stopping import Stop
@@ -472,7 +472,8 @@ def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format is unknown")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
+    with literals.PARSING:
+        shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, not numbers")
     wanted = nbytes(shape, dtype)
