@@ -343,8 +343,8 @@ def test_input_that_kills_is_found_and_left_out(fleet: Program, models: Path, pi
 
 
 def test_each_input_that_kills_is_found(fleet: Program, models: Path, pictures: list[Path]) -> None:
-    """The processes are started again as often as it takes."""
-    env = {"FLEET_POISON": "050.png"}
+    """The processes are started again as often as it takes. Two that kill at the same time would end them all."""
+    env = {"FLEET_POISON": "050.png", "FLEET_AHEAD": "50"}
     done = fleet("--engine", models / "classifier.onnx", "--input", *pictures * 3, "--device", "all", env=env)
     assert done.returncode == 1, done
     assert [line["path"] for line in done.lines] == list(map(str, pictures * 3))
