@@ -109,7 +109,7 @@ gc.callbacks.append(lambda *_: sum(range(50)))  # Python code in the middle of a
 wrong = []
 def work():
     try:
-        for _ in range(4000):
+        for _ in range(2000):
             read_tensors(sys.argv[1])
     except BaseException as error:
         wrong.append(repr(error))
