@@ -14,10 +14,16 @@ TOOLS=binutils,ca-certificates,file,g++,git,libffi-dev,make,musl-tools,patch,xz-
 # program is linked against zlib's library, and does not look for it in the bundle.
 BARE="libc6 libgcc-s1 libstdc++6 zlib1g"
 
-# Debian 11 has glibc 2.31, but only Python 3.9: CPython is compiled there, from the sources of Debian 13.
+# Debian 11 has glibc 2.31, but only Python 3.9, and an OpenSSL that nobody maintains: both are compiled there, from
+# the sources of Debian 13, OpenSSL with Debian's patches. Its mirrors keep the newest OpenSSL alone: pin that then.
 CPYTHON=3.13.5
 CPYTHON_SOURCE=pool/main/p/python3.13/python3.13_$CPYTHON.orig.tar.xz
 CPYTHON_SHA256=93e583f243454e6e9e4588ca2c2662206ad961659863277afcdb96801647d640
+OPENSSL=3.5.7-1~deb13u2
+OPENSSL_SOURCE=pool/main/o/openssl/openssl_${OPENSSL%-*}.orig.tar.gz
+OPENSSL_SHA256=a8c0d28a529ca480f9f36cf5792e2cd21984552a3c8e4aa11a24aa31aeac98e8
+OPENSSL_PATCHES=pool/main/o/openssl/openssl_$OPENSSL.debian.tar.xz
+OPENSSL_PATCHES_SHA256=593a47654ead460a3b609503733f80bef552ff0802799d3b47784faacc50809f
 IN_ROOT_PYTHON=/opt/python
 
 # --- making a root -----------------------------------------------------------------------------------
@@ -203,29 +209,57 @@ run_bare() { # run_bare NAME FILE ARGUMENT...
 make_cpython() ( # make_cpython NAME
   kept=$ROOTS/cpython-$CPYTHON-$1
   wanted=$({
-    echo "$CPYTHON_SHA256"
+    echo "$CPYTHON_SHA256 $OPENSSL_SHA256 $OPENSSL_PATCHES_SHA256"
     cat "$ROOTS/$1/made-from"
-    declare -f compile_cpython
+    declare -f compile_openssl compile_cpython
   } | sha256sum)
   if [[ $(cat "$kept/made-from" 2>/dev/null) == "$wanted" ]]; then
     exit
   fi
-  need wget "to fetch the sources of Python" wget
-  say "compiling Python $CPYTHON for $1 (some minutes, once)"
+  need wget "to fetch the sources of Python and OpenSSL" wget
+  say "compiling OpenSSL $OPENSSL and Python $CPYTHON for $1 (some minutes, once)"
   work=$(new_work "$kept")
   trap 'rm -rf "$work"' EXIT
-  run wget --no-verbose --output-document="$work/python.tar.xz" "$DEBIAN_MIRROR/$CPYTHON_SOURCE" ||
-    die $EX_UNAVAILABLE "cannot fetch the sources of Python" "$DEBIAN_MIRROR has no $CPYTHON_SOURCE, or no network" \
-      "another mirror: DEBIAN_MIRROR=http://... ./build.sh"
-  echo "$CPYTHON_SHA256  $work/python.tar.xz" | sha256sum --check --status ||
-    die $EX_UNAVAILABLE "cannot use the sources of Python" "$CPYTHON_SOURCE is not what hooks/build_root.sh pins" \
-      "try again or another mirror: DEBIAN_MIRROR=http://... ./build.sh"
+  fetch_source $CPYTHON_SOURCE $CPYTHON_SHA256 "$work/python.tar.xz"
+  fetch_source $OPENSSL_SOURCE $OPENSSL_SHA256 "$work/openssl.tar.gz"
+  fetch_source $OPENSSL_PATCHES $OPENSSL_PATCHES_SHA256 "$work/openssl-patches.tar.xz"
   FOLDER=/work in_root "$ROOTS/$1" "$work" /work -- \
-    bash -euc "$(declare -f compile_cpython); compile_cpython $IN_ROOT_PYTHON" >"$kept.log" 2>&1 ||
+    bash -euc "$(declare -f compile_openssl compile_cpython)
+      compile_openssl $IN_ROOT_PYTHON $OPENSSL
+      compile_cpython $IN_ROOT_PYTHON" >"$kept.log" 2>&1 ||
     die 70 "cannot compile Python $CPYTHON" "$(tail -n 3 "$kept.log")" "look into $kept.log"
   echo "$wanted" >"$work/installed$IN_ROOT_PYTHON/made-from"
   rm -rf "$kept"
   mv "$work/installed$IN_ROOT_PYTHON" "$kept"
+)
+
+fetch_source() { # fetch_source PATH SHA256 FILE
+  run wget --no-verbose --output-document="$3" "$DEBIAN_MIRROR/$1" ||
+    die $EX_UNAVAILABLE "cannot fetch $(basename "$1")" "$DEBIAN_MIRROR has no $1, or no network" \
+      "another mirror: DEBIAN_MIRROR=http://... ./build.sh, or pin in hooks/build_root.sh what Debian has now"
+  echo "$2  $3" | sha256sum --check --status ||
+    die $EX_UNAVAILABLE "cannot use $(basename "$1")" "it is not what hooks/build_root.sh pins" \
+      "try again or another mirror: DEBIAN_MIRROR=http://... ./build.sh"
+}
+
+# What a client of TLS needs, to be linked into Python's module: no file of it travels, and on targets it looks for
+# openssl.cnf and authorities in /etc/ssl alone. Its licence goes beside Python, for the bill of materials.
+compile_openssl() ( # compile_openssl PREFIX VERSION
+  tar xf openssl.tar.gz
+  cd openssl-*/
+  tar xf ../openssl-patches.tar.xz
+  while read -r name; do patch -p1 <"debian/patches/$name"; done <debian/patches/series
+  export SOURCE_DATE_EPOCH # which it notes as the time of its build
+  SOURCE_DATE_EPOCH=$(stat --format=%Y LICENSE.txt)
+  ./Configure linux-x86_64 --prefix=/usr --libdir=lib --openssldir=/etc/ssl \
+    CFLAGS="-O2 -fstack-protector-strong -D_FORTIFY_SOURCE=2" \
+    no-apps no-docs no-tests no-shared no-module no-dso no-engine no-legacy no-filenames \
+    no-cmp no-cms no-ct no-dtls no-quic no-srp no-ts no-aria no-bf no-camellia no-cast no-idea no-md4 no-mdc2 \
+    no-rc2 no-rc4 no-rmd160 no-seed no-sm2 no-sm3 no-sm4 no-whirlpool
+  make -j "$(nproc)"
+  make install_dev DESTDIR=/work/openssl
+  install -D --mode=644 LICENSE.txt "/work/installed$1/share/openssl/LICENSE.txt"
+  echo "$2" >"/work/installed$1/share/openssl/version"
 )
 
 # Without -fno-semantic-interposition each call inside libpython would go by its table of symbols. Profile-guided
@@ -234,8 +268,10 @@ compile_cpython() { # compile_cpython PREFIX
   local link="-Xlinker -export-dynamic -Wl,-rpath,$1/lib"
   tar xf python.tar.xz
   cd Python-*
+  export SOURCE_DATE_EPOCH PY_UNSUPPORTED_OPENSSL_BUILD=static
+  SOURCE_DATE_EPOCH=$(stat --format=%Y configure)
   ./configure --prefix="$1" --enable-shared --disable-test-modules --without-static-libpython \
-    --without-ensurepip --without-doc-strings \
+    --without-ensurepip --without-doc-strings --with-openssl=/work/openssl/usr \
     CFLAGS_NODIST=-fno-semantic-interposition LDFLAGS_NODIST=-fno-semantic-interposition
   make -j "$(nproc)" LINKFORSHARED="$link"
   make install DESTDIR=/work/installed LINKFORSHARED="$link"
@@ -277,7 +313,7 @@ portable() { # portable [run ARGUMENT...]
   if to_run "$file" "$@"; then
     REPLACE=1 run_bare $name "$file" "${@:2}"
   fi
-  make_root bullseye amd64 libbz2-dev,liblzma-dev,libssl-dev,pkg-config
+  make_root bullseye amd64 libbz2-dev,liblzma-dev,perl,pkg-config
   make_cpython $name
   freeze_in_root $name $IN_ROOT_PYTHON/bin/python3 edgeapp
   sources >build/portable-from # so that freeze leaves it alone

@@ -365,6 +365,22 @@ def component_of_python() -> Component:
     )
 
 
+def component_of_openssl() -> Component | None:
+    """What hooks/build_root.sh linked into the ssl module: Debian's sources and patches, and so Debian's version."""
+    folder = Path(sys.base_prefix, "share", "openssl")
+    if not folder.is_dir():
+        return None
+    version = (folder / "version").read_text().strip()
+    return Component(
+        "OpenSSL",
+        version,
+        "Apache-2.0",
+        purl("deb/debian", "openssl", version, arch="source", distro="debian-13"),
+        description="linked into CPython's _ssl",
+        texts={"openssl/LICENSE.txt": folder / "LICENSE.txt"},
+    )
+
+
 def component_of_lean_beside(folder: Path) -> Component:
     """A TensorRT lean that build.sh took out of its wheel, into a folder beside that of the installed one."""
     with (folder / "RECORD").open(newline="") as file:
@@ -448,6 +464,8 @@ class Bill:
             return self.add(component_of_python())
         if path.is_relative_to(self.work) or path.is_relative_to(HERE / "edgeapp"):
             return self.add(component_of_edgeapp())
+        if path.name.startswith("_ssl.") and (openssl := component_of_openssl()):
+            self.add(openssl)  # the file itself is Python's
         standard = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["platstdlib"])
         if path.is_relative_to(sys.base_prefix) and any(
             os.path.realpath(path).startswith(os.path.realpath(folder)) for folder in standard

@@ -606,9 +606,6 @@ def test_results_go_to_a_webhook_over_tls_and_to_a_broker(
     program: Program, spool: Spool, picture_of: Callable[[int], bytes], authority: Authority, tmp_path: Path
 ) -> None:
     """Both get the lines of results.jsonl; the frozen program does TLS and MQTT, too."""
-    floor = json.loads(program("--version", "--json").stdout).get("glibc_floor") or "3.0"
-    if tuple(map(int, floor.split("."))) < (2, 33):
-        pytest.skip("made where there is no OpenSSL 3, as by ./build.sh portable: without TLS")
     headers = tmp_path / "headers"
     headers.write_text("Authorization: Bearer secret\n")
     with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import resource
 import struct
@@ -196,7 +197,7 @@ def test_components_are_those_that_are_pinned(bill: dict[str, Any], bundle: Path
 
 
 def test_parts_that_are_no_packages_are_components(bill: dict[str, Any], bundle: Path) -> None:
-    """The interpreter, the bootloader, the launcher and what it is linked with."""
+    """The interpreter, the bootloader, the launcher and what these are linked with."""
     found = {component["name"]: component for component in tops(bill)}
     python = json.loads((bundle / "build.json").read_text())["python"]
     assert found["CPython"]["version"].startswith(python)
@@ -205,6 +206,10 @@ def test_parts_that_are_no_packages_are_components(bill: dict[str, Any], bundle:
     ]
     assert found["edgeapp"]["version"] == found["edgeapp-launcher"]["version"] == edgeapp.__version__
     assert {"musl", "zstd"} <= set(found)
+    if os.environ.get("EDGEAPP_REQUIRE_PORTABLE") == "1":
+        [module] = bundle.glob("python3.*/lib-dynload/_ssl.*.so")
+        told = found["OpenSSL"]["version"].split("-")[0]
+        assert f"OpenSSL {told} ".encode() in module.read_bytes()
 
 
 def test_launcher_is_the_one_that_the_bill_names(binary: Path, bill: dict[str, Any]) -> None:
