@@ -636,6 +636,14 @@ def test_results_that_wait_have_bounded_pictures(spool: Spool, monkeypatch: pyte
     it.close()
 
 
+def test_results_that_cannot_be_opened_are_an_error_with_a_code(spool: Spool) -> None:
+    """Its name is taken, its disk is full or broken: no bug of ours."""
+    Path(spool.results, "results.jsonl").mkdir()
+    room = Room(spool.folders, 1, lambda _: None, lambda: None)
+    with pytest.raises(errors.CannotWriteError, match="cannot write to .*results.jsonl"):
+        Recorder(spool, Ledger(f"{spool.state}/ledger"), room, Writing(), most_attempts=3, finished=lambda _: None)
+
+
 # --- sockets ----------------------------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,9 @@ class Recorder:
         most_attempts: an error that may pass makes an input fail when it was begun so often.
         finished: told the outcomes of every group, on that thread, when they are on the disk.
 
+    Raises:
+        EdgeappError: the file of results cannot be written to.
+
     Attributes:
         error: why nothing is recorded any more; None while all is well.
     """
@@ -153,7 +156,7 @@ class Recorder:
         self._waiting_bytes = 0
         self._fewer_bytes = threading.Condition()
         self.error: BaseException | None = None
-        self._segment = Appended(os.path.join(spool.results, CURRENT))
+        self._segment = _opened(os.path.join(spool.results, CURRENT))
         self._opened_s = time.monotonic()
         self._written = _ids(self._segment) if ledger.unfinished() else set()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -377,6 +380,18 @@ class Recorder:
         fresh = Appended(path)
         sync_folder(results)
         return fresh
+
+
+def _opened(path: str) -> Appended:
+    """The file of results.
+
+    Raises:
+        EdgeappError: it cannot be written to.
+    """
+    try:
+        return Appended(path)
+    except OSError as error:
+        raise paths.refusal(f"cannot write to {paths.printable(path)}", error, writing=True) from error
 
 
 def _kept_bytes(result: Result) -> int:
