@@ -640,7 +640,7 @@ def test_results_that_cannot_be_opened_are_an_error_with_a_code(spool: Spool) ->
     """Its name is taken, its disk is full or broken: no bug of ours."""
     Path(spool.results, "results.jsonl").mkdir()
     room = Room(spool.folders, 1, lambda _: None, lambda: None)
-    with pytest.raises(errors.CannotWriteError, match="cannot write to .*results.jsonl"):
+    with pytest.raises(errors.CannotWriteError, match=r"cannot write to .*results\.jsonl"):
         Recorder(spool, Ledger(f"{spool.state}/ledger"), room, Writing(), most_attempts=3, finished=lambda _: None)
 
 

@@ -156,7 +156,10 @@ class Recorder:
         self._waiting_bytes = 0
         self._fewer_bytes = threading.Condition()
         self.error: BaseException | None = None
-        self._segment = _opened(os.path.join(spool.results, CURRENT))
+        try:
+            self._segment = Appended(path := os.path.join(spool.results, CURRENT))
+        except OSError as error:
+            raise paths.refusal(f"cannot write to {paths.printable(path)}", error, writing=True) from error
         self._opened_s = time.monotonic()
         self._written = _ids(self._segment) if ledger.unfinished() else set()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -380,18 +383,6 @@ class Recorder:
         fresh = Appended(path)
         sync_folder(results)
         return fresh
-
-
-def _opened(path: str) -> Appended:
-    """The file of results.
-
-    Raises:
-        EdgeappError: it cannot be written to.
-    """
-    try:
-        return Appended(path)
-    except OSError as error:
-        raise paths.refusal(f"cannot write to {paths.printable(path)}", error, writing=True) from error
 
 
 def _kept_bytes(result: Result) -> int:
