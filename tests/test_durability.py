@@ -68,6 +68,8 @@ def disturbed(program: Program, spool: Spool, call: str, how: str) -> Program:
 def finished_by_the_next(program: Program, spool: Spool, words: Sequence[str]) -> None:
     """What was left is done by another process, undisturbed."""
     subprocess.run(["pkill", "-KILL", "-f", str(spool.root)], check=False)  # what strace left behind
+    seek = ["pgrep", "-f", str(spool.root)]
+    until(lambda: subprocess.run(seek, stdout=subprocess.DEVNULL, check=False).returncode == 1, "its lock is free")
     with serving(program, spool, *words, engine=MODEL, stderr=subprocess.DEVNULL) as it:
         until(lambda: is_done(spool), "all")
         assert it.stop() == 0
