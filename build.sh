@@ -565,7 +565,7 @@ usage: ./build.sh [VERB]
                            --slim                        dist/edgeapp-slim: lean 10.16.1 alone, no ONNX Runtime or demo
                            --with-builder                with what builds plans; system and full only
   portable dist/edgeapp, made in a Debian 11: for x86-64 with glibc 2.31 (Debian 11, Ubuntu 20.04) or newer;
-           needs debootstrap; 10 minutes the first time. `portable run ...` runs it there, bare
+           needs debootstrap; 15 minutes the first time. `portable run ...` runs it there, bare
   aarch64  dist/edgeapp-aarch64, made in a Debian 12 under qemu: for JetPack 7; needs debootstrap and
            qemu-user-static; half an hour the first time. `aarch64 run ...` runs it there, bare
   kernels  edgeapp/gpu/kernels/edgeapp.zip, the compiled edgeapp.cu, which is committed; needs no GPU and no toolkit

@@ -227,7 +227,7 @@ make_cpython() ( # make_cpython NAME
     bash -euc "$(declare -f compile_openssl compile_cpython)
       compile_openssl $IN_ROOT_PYTHON $OPENSSL
       compile_cpython $IN_ROOT_PYTHON" >"$kept.log" 2>&1 ||
-    die 70 "cannot compile Python $CPYTHON" "$(tail -n 3 "$kept.log")" "look into $kept.log"
+    die 70 "cannot compile OpenSSL $OPENSSL and Python $CPYTHON" "$(tail -n 3 "$kept.log")" "look into $kept.log"
   echo "$wanted" >"$work/installed$IN_ROOT_PYTHON/made-from"
   rm -rf "$kept"
   mv "$work/installed$IN_ROOT_PYTHON" "$kept"

@@ -368,9 +368,10 @@ def component_of_python() -> Component:
 def component_of_openssl() -> Component | None:
     """What hooks/build_root.sh linked into the ssl module: Debian's sources and patches, and so Debian's version."""
     folder = Path(sys.base_prefix, "share", "openssl")
-    if not folder.is_dir():
+    told = folder / "version"
+    if not told.is_file():
         return None
-    version = (folder / "version").read_text().strip()
+    version = told.read_text().strip()
     return Component(
         "OpenSSL",
         version,

@@ -602,15 +602,16 @@ def ids(spool: Spool) -> list[str]:
     return list(dict.fromkeys(line["id"] for line in spool.lines()))
 
 
-def test_results_go_to_a_webhook_over_tls_and_to_a_broker(
+def test_results_go_to_a_webhook_and_to_a_broker_over_tls(
     program: Program, spool: Spool, picture_of: Callable[[int], bytes], authority: Authority, tmp_path: Path
 ) -> None:
     """Both get the lines of results.jsonl; the frozen program does TLS and MQTT, too."""
     headers = tmp_path / "headers"
     headers.write_text("Authorization: Bearer secret\n")
+    certificate, key = authority.here
     with (
-        Broker(tmp_path) as broker,
-        Listener(broker) as listener,
+        Broker(tmp_path, f"certfile {certificate}", f"keyfile {key}") as broker,
+        Listener(broker, ca_file=authority.file) as listener,
         listening(Hook(), tls=authority.here) as hook,
     ):
         words = (
@@ -619,7 +620,7 @@ def test_results_go_to_a_webhook_over_tls_and_to_a_broker(
             "--webhook-headers",
             headers,
             "--mqtt",
-            f"mqtt://127.0.0.1:{broker.port}/x",
+            f"mqtts://127.0.0.1:{broker.port}/x",
         )
         with serving(program, spool, "--webhook", hook.url, *words, engine=MODEL) as it:
             put(spool, picture_of, 0, 5)
