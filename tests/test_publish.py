@@ -573,6 +573,15 @@ def test_wrong_receivers_are_named_before_anything_starts(source_program: Progra
     assert not (spool.root / "state").exists()
 
 
+def test_settings_of_openssl_that_leave_nothing_to_use_are_no_bug(program: Program, spool: Spool) -> None:
+    """As a machine's openssl.cnf that asks for the FIPS module alone, which is not there."""
+    settings = spool.root.with_name("openssl.cnf")
+    settings.write_text("openssl_conf = a\n[a]\nproviders = b\n[b]\nfips = c\n[c]\nactivate = 1\n")
+    words = ("--engine", MODEL, "--spool", spool.root, "--webhook", "https://localhost")
+    done = program("serve", *words, env={"OPENSSL_CONF": str(settings)})
+    assert (done.returncode, "OPENSSL_CONF=FILE" in done.stderr) == (78, True), done
+
+
 # --- the service -----------------------------------------------------------------------------------------------------
 
 

@@ -124,7 +124,7 @@ def tls_context(ca_file: str | None) -> SSLContext:
             the places where systems keep them.
 
     Raises:
-        ConfigurationError: this program has no TLS, or there are no authorities.
+        ConfigurationError: this program has no TLS, OpenSSL cannot do it, or there are no authorities.
         EdgeappError: the file cannot be read.
     """
     try:
@@ -135,7 +135,14 @@ def tls_context(ca_file: str | None) -> SSLContext:
             "this edgeapp was frozen without TLS",
             "use http:// or mqtt:// inside a network that you trust, or a proxy on this machine that adds TLS",
         ) from error
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    except ssl.SSLError as error:
+        raise errors.ConfigurationError(
+            "cannot send over https:// or mqtts://",
+            f"with the settings of this machine OpenSSL says {error.reason or error}",
+            "look into openssl.cnf (in /etc/ssl), or name another: OPENSSL_CONF=FILE",
+        ) from error
     for file in (ca_file,) if ca_file else _authorities():
         try:
             context.load_verify_locations(file)
