@@ -18,7 +18,7 @@ LEVELS = {
     "settings": 1, "log": 1, "labels": 1, "plan": 1, "model": 1, "fitting": 1, "tensors": 1, "minisign": 1, "pixels": 1,
     "config": 1, "forking": 1,
     "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2, "trust": 2, "golden": 2,
-    "pipeline": 3, "bootstrap": 3, "checks": 3, "service": 3, "fleet": 3,
+    "pipeline": 3, "direct": 3, "bootstrap": 3, "checks": 3, "service": 3, "fleet": 3,
     "commands": 4,
     "verbs": 5, "cli": 6, "__main__": 7,
 }  # fmt: skip
@@ -30,6 +30,7 @@ INSIDE_LEVEL = {
     "fitting": {"model"},
     "config": {"settings"},
     "fleet": {"pipeline"},
+    "direct": {"pipeline"},
 }
 GPU_ORDER = (
     "__init__", "machine", "faults", "driver", "nvml", "runtimes", "selection", "graphs", "buffers", "kernels",

@@ -25,8 +25,9 @@ from edgeapp import errors
 from edgeapp.commands import opening
 from edgeapp.commands.bench_modes import resident_bytes
 from edgeapp.cpu.engine import CpuEngine
+from edgeapp.direct import Direct
 from edgeapp.model import complete
-from edgeapp.pipeline import BATCHES_PER_HOST, MOST_TIMES, Direct, Pipeline, Summary
+from edgeapp.pipeline import BATCHES_PER_HOST, MOST_TIMES, Pipeline, Summary
 from edgeapp.postprocess import make_postprocess
 from edgeapp.preprocess import Preprocessor
 from edgeapp.records import Frame, Letterbox, Result, Tensors, TensorSpec

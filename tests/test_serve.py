@@ -801,7 +801,7 @@ def test_swap_without_a_way_back_ends_with_the_reason(
 COUNTS_RUNNERS = """
 import atexit, gc, os, sys
 from edgeapp import cli
-from edgeapp.pipeline import Direct
+from edgeapp.direct import Direct
 gc.disable()
 atexit.register(lambda: print("runners", sum(isinstance(o, Direct) for o in gc.get_objects()), flush=True))
 cli.main(sys.argv[1:])

@@ -301,7 +301,7 @@ def make_runner(
         decoders: threads that fill batches.
         total: how many inputs there will be, None if nobody knows.
     """
-    from edgeapp.pipeline import Direct
+    from edgeapp.direct import Direct
     from edgeapp.records import nbytes
 
     engine: Any = model.engine

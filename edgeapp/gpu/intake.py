@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -149,6 +149,12 @@ class ReadyIntake:
         """Nothing: what is copied is the tensor."""
 
 
+def place_of(card: Card, image_wh: WH, picture_wh: WH) -> tuple[Fitting, tuple[int, ...]]:
+    """Where an image goes that was decoded of a picture, and its `row_of`."""
+    where = reduced_fitting(image_wh, picture_wh, card)
+    return where, row_of(where, image_wh, card)
+
+
 def row_of(where: Fitting, image_wh: WH, card: Card) -> tuple[int, ...]:
     """What the kernel has to know of an image beside where its pixels begin."""
     _, *rest = picture_row(
@@ -166,7 +172,7 @@ class PixelInput:
     """The pictures of a batch as they were decoded, one behind the other, and before them where each one is.
 
     Args:
-        placed: where an image of this size goes, of a picture of that size, and what the kernel has to know of it.
+        placed: `place_of` with the model card.
         mapped: the GPU reads the pictures where they are; only where they are is copied.
     """
 
@@ -245,7 +251,7 @@ class PixelIntake:
         self._mapped = mapped
         self._preparer = preparer
         self._batch = batch
-        self._placed = lru_cache(MOST_SIZES)(self._place)
+        self._placed = lru_cache(MOST_SIZES)(partial(place_of, preprocess.card))
         width, height = preprocess.card.size_wh
         self._reserve = up(width * height * PIXEL_BYTES)
         roomy = ROOMY_BYTES if preprocess.card.antialias else ROOMIER_BYTES
@@ -257,10 +263,6 @@ class PixelIntake:
 
     def input(self, memory: NDArray[np.uint8]) -> PixelInput:
         return PixelInput(memory, self._batch, self._preprocess, self._placed, self._reserve, mapped=self._mapped)
-
-    def _place(self, image_wh: WH, picture_wh: WH) -> tuple[Fitting, tuple[int, ...]]:
-        where = reduced_fitting(image_wh, picture_wh, self._preprocess.card)
-        return where, row_of(where, image_wh, self._preprocess.card)
 
     def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
         # Offsets of the pictures count from the start of what is copied, or are addresses.
