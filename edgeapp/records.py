@@ -26,8 +26,9 @@ CANDIDATE = np.dtype([("box", np.int32), ("class_id", np.int32), ("score", np.fl
 """A box that reached the threshold on the GPU: its number in the head, its best class and the score of that, centre and
 size as the head has them."""
 
-COUNTS, CANDIDATES = "edgeapp.counts", "edgeapp.candidates"
-"""Names beside those of output tensors: how many boxes reached the threshold, (batch,), and CANDIDATE (batch, most)."""
+COUNTS, CANDIDATES, KEPT = "edgeapp.counts", "edgeapp.candidates", "edgeapp.kept"
+"""Names in place of those of output tensors: how many boxes there are of each picture, (batch,), and CANDIDATE (batch,
+most): those that reached the threshold, in any order, or those that NMS left of them, best first."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,12 @@ struct FilterArguments {
   Head head;
 };
 
+struct SuppressArguments {
+  const void *picked;
+  void *results;
+  Suppression rules;
+};
+
 #define PREPARE(name)                                                                                    \
   extern "C" void run_##name(const int *grid, const Byte *pixels, const Picture *pictures, void *tensor, \
                              const Network *network) {                                                   \
@@ -44,7 +50,16 @@ RUN_FILTER(filter_rows_float16)
 RUN_FILTER(filter_objectness_float32)
 RUN_FILTER(filter_objectness_float16)
 
+extern "C" void run_suppress(const int *grid, const void *picked, void *results, const Suppression *rules) {
+  SuppressArguments all = {picked, results, *rules};
+  run_grid(grid, [](void *at) {
+    SuppressArguments &all = *(SuppressArguments *)at;
+    suppress(all.picked, all.results, all.rules);
+  }, &all);
+}
+
 extern "C" int size_of_picture() { return sizeof(Picture); }
 extern "C" int size_of_network() { return sizeof(Network); }
 extern "C" int size_of_head() { return sizeof(Head); }
+extern "C" int size_of_suppression() { return sizeof(Suppression); }
 extern "C" int size_of_candidate() { return sizeof(Candidate); }

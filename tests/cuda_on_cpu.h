@@ -116,10 +116,19 @@ static int atomicAdd(int *at, int value) {
   return before;
 }
 
+static int atomicMin(int *at, int value) {
+  int before = *at;
+  *at = min(before, value);
+  return before;
+}
+
 // --- numbers ----------------------------------------------------------------------------------------------------------
 
 static float __fadd_rn(float a, float b) { return a + b; }
 static float __fmul_rn(float a, float b) { return a * b; }
+static double __dadd_rn(double a, double b) { return a + b; }
+static double __dsub_rn(double a, double b) { return a - b; }
+static double __dmul_rn(double a, double b) { return a * b; }
 static int __ffs(int bits) { return __builtin_ffs(bits); }
 static int __clzll(long long bits) { return __builtin_clzll(bits); }
 

@@ -11,18 +11,18 @@ import PIL
 from PIL import Image
 
 from edgeapp.fitting import fitting, reduced_fitting
-from edgeapp.gpu.filter import split_results
+from edgeapp.gpu.filter import Nms, split_kept, split_picked
 from edgeapp.gpu.preprocess import PICTURE, picture_row
 from edgeapp.model import Card
-from edgeapp.postprocess.detect import decode_filtered, decode_yolov5, decode_yolov8, yolox_grid
+from edgeapp.postprocess.detect import Candidates, best, decode_filtered, decode_yolov5, decode_yolov8, yolox_grid
 from edgeapp.preprocess import Preprocessor
 from edgeapp.records import CANDIDATE, Letterbox
 from edgeapp.tensors import bfloat16_bits
 
 # (card, dtype, pixels as bytes, pictures, batch) -> the input tensor as bytes
 Prepare = Callable[[Card, str, np.ndarray, np.ndarray], np.ndarray]
-# (head, transposed, array (batch, rows, columns), threshold, most) -> results as bytes
-Filter = Callable[[str, bool, np.ndarray, float, int], np.ndarray]
+# (head, transposed, array (batch, rows, columns), threshold, most, NMS or None) -> results as bytes
+Filter = Callable[[str, bool, np.ndarray, float, int, Nms | None], np.ndarray]
 
 SIZES_WH = [
     (64, 64), (65, 63), (640, 360), (191, 47), (33, 21), (1, 1), (2, 1), (1, 7), (3, 200), (5000, 2), (2, 3000),
@@ -155,6 +155,12 @@ def layouts() -> list[tuple[str, str, str]]:
 # --- detector heads ---------------------------------------------------------------------------------------------------
 
 HEADS = ("yolov8", "yolov8_transposed", "yolov5", "yolox")
+NMS_HEADS = HEADS[:-1]
+NMS_SIZES = [(1, 1), (2, 2), (33, 1), (300, 3), (1024, 80)]
+"""(boxes, classes)"""
+
+NMS_RULES = [(0.0, 0.45, 300), (0.05, 0.5, 7), (0.3, 0.0, 300), (0.02, 1.0, 1024), (0.1, 1 / 3, 1)]
+"""(least score, IoU, boxes that stay)"""
 
 
 def dense(head: str, dtype: type, boxes: int, classes: int, seed: int) -> np.ndarray:
@@ -172,17 +178,61 @@ def dense(head: str, dtype: type, boxes: int, classes: int, seed: int) -> np.nda
     return np.ascontiguousarray(array.transpose(0, 2, 1) if head == "yolov8" else array).astype(dtype)
 
 
+def crowd(head: str, dtype: type, boxes: int, classes: int, seed: int) -> np.ndarray:
+    """Two places of a head's output with boxes on top of each other, some of them just as far as a threshold allows.
+
+    Whole numbers for corners, so that in float16, too, some pairs lie on a threshold exactly; some boxes are no
+    numbers, without an end, or inside out.
+    """
+    rng = np.random.default_rng(seed)
+    array = dense(head, dtype, boxes, classes, seed)
+    rows = array.transpose(0, 2, 1) if head == "yolov8" else array
+    rows[:, :3, -1] = np.nan
+    rows[:, :, :2] = rng.integers(0, 12, (2, boxes, 2)) * 2
+    rows[:, :, 2:4] = rng.integers(1, 8, (2, boxes, 2)) * 4
+    odd = rng.uniform(0, 1, (2, boxes, 4)) < 0.02
+    rows[:, :, :4][odd] = rng.choice([np.nan, np.inf, -8, 0, 65504], int(odd.sum()))
+    return array
+
+
+def _grid(head: str) -> Any:
+    return yolox_grid((96, 64)) if head == "yolox" else None
+
+
+def _decoded(head: str, one: np.ndarray, threshold: float) -> Candidates:
+    if head.startswith("yolov8"):
+        return decode_yolov8(one if head == "yolov8" else one.T, threshold)
+    return decode_yolov5(one, threshold, _grid(head))
+
+
+def check_nms(filter_: Filter, head: str, array: np.ndarray, threshold: float, most: int, nms: Nms) -> list[int]:
+    """Whether it leaves what NMS of the reference leaves, to the bit and in its order; how many of each place."""
+    results = filter_(head.removesuffix("_transposed"), head.endswith("transposed"), array, threshold, most, nms)
+    found, counts, kept = split_kept(results, len(array), nms)
+    for place, count in enumerate(counts.tolist()):
+        boxes, scores, classes = _decoded(head, array[place], threshold)
+        assert found[place] == len(scores)
+        if len(scores) > most:
+            assert count == 0
+            continue
+        one_picture = (boxes, scores, classes, np.zeros(len(scores), np.int64))
+        wanted = best(one_picture, 1, nms.iou_threshold, nms.keep)
+        assert count == len(wanted[1])
+        rows = kept[place][:count]
+        xy, half = rows["xywh"][:, :2], rows["xywh"][:, 2:] / 2
+        np.testing.assert_array_equal(np.concatenate((xy - half, xy + half), 1), wanted[0])
+        np.testing.assert_array_equal(rows["score"], wanted[1])
+        np.testing.assert_array_equal(rows["class_id"], wanted[2])
+    return counts.tolist()
+
+
 def check_filter(filter_: Filter, head: str, array: np.ndarray, threshold: float, most: int) -> list[int]:
     """Whether filtering gives what decoding the head gives, to the bit; the candidates of each place."""
-    results = filter_(head.removesuffix("_transposed"), head.endswith("transposed"), array, threshold, most)
-    counts, candidates = split_results(results, len(array), most)
-    grid = yolox_grid((96, 64)) if head == "yolox" else None
+    results = filter_(head.removesuffix("_transposed"), head.endswith("transposed"), array, threshold, most, None)
+    counts, candidates = split_picked(results, len(array), most)
+    grid = _grid(head)
     for place, count in enumerate(counts.tolist()):
-        one = array[place]
-        if head.startswith("yolov8"):
-            wanted = decode_yolov8(one if head == "yolov8" else one.T, threshold)
-        else:
-            wanted = decode_yolov5(one, threshold, grid)
+        wanted = _decoded(head, array[place], threshold)
         assert count == len(wanted[1])
         picked = candidates[place][:count]
         found = decode_filtered(picked, np.zeros(len(picked), np.int64), grid) if count <= most else None

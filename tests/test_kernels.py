@@ -19,11 +19,16 @@ from kernel_cases import (
     HEADS,
     MEMORY_DTYPES,
     NETWORKS_WH,
+    NMS_HEADS,
+    NMS_RULES,
+    NMS_SIZES,
     SIZES_WH,
     card,
     check_filter,
     check_levels,
+    check_nms,
     check_prepare,
+    crowd,
     dense,
     grey_levels,
     layouts,
@@ -70,12 +75,18 @@ class OnCpu:
         self._run(name, grid, pixels, pictures, tensor, gpu_preprocess.network(card, dtype))
         return tensor
 
-    def filter(self, head: str, transposed: bool, array: np.ndarray, threshold: float, most: int) -> np.ndarray:
+    def filter(
+        self, head: str, transposed: bool, array: np.ndarray, threshold: float, most: int, nms: gpu_filter.Nms | None
+    ) -> np.ndarray:
         batch = len(array)
         name, values, blocks = gpu_filter.plan_filter(head, transposed, array.shape, str(array.dtype), threshold, most)
-        results = np.full(gpu_filter.results_nbytes(batch, most), 171, np.uint8)
-        results[: 4 * batch] = 0  # what Kernels.zero does
-        self._run(name, (blocks, 1, batch), array, results, values)
+        picked = np.full(gpu_filter.picked_nbytes(batch, most), 171, np.uint8)
+        picked[: 4 * batch] = 0  # what Kernels.zero does
+        self._run(name, (blocks, 1, batch), array, picked, values)
+        if nms is None:
+            return picked
+        results = np.full(gpu_filter.kept_nbytes(batch, nms), 171, np.uint8)
+        self._run("suppress", (1, 1, batch), picked, results, gpu_filter.suppression(nms, most))
         return results
 
 
@@ -127,6 +138,7 @@ def test_structures_are_as_large_in_python_as_in_the_kernels(on_cpu: OnCpu) -> N
     assert on_cpu.library.size_of_picture() == gpu_preprocess.PICTURE.itemsize
     assert on_cpu.library.size_of_network() == gpu_preprocess.NETWORK.itemsize
     assert on_cpu.library.size_of_head() == gpu_filter.HEAD.itemsize
+    assert on_cpu.library.size_of_suppression() == gpu_filter.SUPPRESSION.itemsize
     assert on_cpu.library.size_of_candidate() == CANDIDATE.itemsize
     source = (KERNELS / "edgeapp.cu").read_text()
     assert f"#define TILE_WIDTH {TILE_WH[0]}\n#define TILE_HEIGHT {TILE_WH[1]}\n" in source
@@ -272,3 +284,26 @@ def test_scores_that_are_no_numbers_pass_or_fail_as_in_the_reference(on_cpu: OnC
     with np.errstate(all="ignore"):
         for threshold in (0.0, 0.5):
             check_filter(on_cpu.filter, head, np.ascontiguousarray(array), threshold, 128)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("head", NMS_HEADS)
+@pytest.mark.parametrize(("boxes", "classes"), NMS_SIZES)
+def test_boxes_that_stay_are_those_of_the_reference(
+    on_cpu: OnCpu, head: str, dtype: type, boxes: int, classes: int
+) -> None:
+    """To the bit and in its order: crowds, ties, boxes just as far apart as allowed, boxes that are none."""
+    array = crowd(head, dtype, boxes, classes, boxes)
+    with np.errstate(all="ignore"):
+        for threshold, iou_threshold, keep in NMS_RULES:
+            check_nms(on_cpu.filter, head, array, threshold, 1024, gpu_filter.Nms(iou_threshold, keep))
+
+
+def test_no_box_and_too_many_boxes_leave_none(on_cpu: OnCpu) -> None:
+    """Too many are counted, so that the host takes the whole head."""
+    array = crowd("yolov8", np.float32, 60, 2, 0)
+    array[1, 4:] = 0
+    nms = gpu_filter.Nms(0.5, 10)
+    with np.errstate(all="ignore"):
+        assert check_nms(on_cpu.filter, "yolov8", array, 0.01, 20, nms) == [0, 0]
+        assert check_nms(on_cpu.filter, "yolov8", array, 0.01, 60, nms)[0] > 0

@@ -10,7 +10,7 @@ from edgeapp import errors
 from edgeapp.model import Card
 from edgeapp.postprocess import detect, make_postprocess
 from edgeapp.postprocess.classify import top_k
-from edgeapp.records import CANDIDATE, CANDIDATES, COUNTS, Frame, Letterbox, Result, TensorSpec
+from edgeapp.records import CANDIDATE, CANDIDATES, COUNTS, KEPT, Frame, Letterbox, Result, TensorSpec
 
 SAME = Letterbox((1.0, 1.0), (0.0, 0.0), (64, 64))
 
@@ -143,28 +143,28 @@ def test_pictures_of_a_batch_are_suppressed_as_if_alone(pictures: int, most: int
         assert found[2][chosen].tolist() == classes[own][keep].tolist()
 
 
-def filtered(array: np.ndarray, threshold: float, most: int) -> dict[str, np.ndarray]:
-    """What the GPU's filter gives for yolov8 heads (batch, 4 + classes, n); tests/test_kernels.py compares them."""
-    counts, candidates = np.zeros(len(array), np.int32), np.zeros((len(array), most), CANDIDATE)
+def filtered(array: np.ndarray, threshold: float, *, nms: bool) -> dict[str, np.ndarray]:
+    """What the GPU gives for yolov8 heads (batch, 4 + classes, n); tests/test_kernels.py compares them."""
+    counts, table = np.zeros(len(array), np.int32), np.zeros((len(array), 64), CANDIDATE)
     for place, one in enumerate(array):
         chosen = np.flatnonzero(one[4:].max(0) >= threshold)[::-1]  # in another order
+        if nms:
+            scores, centre, half = one[4:, chosen].max(0), one[:2, chosen], one[2:4, chosen] / 2
+            corners = np.concatenate((centre - half, centre + half)).T
+            chosen = chosen[detect.nms(corners, scores, one[4:, chosen].argmax(0), card().iou_threshold, 300)]
         counts[place] = chosen.size
-        for row, box in enumerate(chosen[:most]):
-            candidates[place, row] = (box, one[4:, box].argmax(), one[4:, box].max(), one[:4, box])
-    return {COUNTS: counts, CANDIDATES: candidates}
+        for row, box in enumerate(chosen):
+            table[place, row] = (box, one[4:, box].argmax(), one[4:, box].max(), one[:4, box])
+    return {COUNTS: counts, (KEPT if nms else CANDIDATES): table}
 
 
-@pytest.mark.parametrize("most", [64, 2], ids=["room", "overflow"])
-def test_filtered_head_gives_what_the_head_gives(most: int) -> None:
-    """With room for all boxes the head itself is not looked at; without, it is."""
+@pytest.mark.parametrize("nms", [False, True], ids=["picked", "kept"])
+def test_filtered_head_gives_what_the_head_gives(nms: bool) -> None:
+    """Whether the GPU only picks boxes or leaves out those that NMS drops, too; the head itself is not there."""
     one = make_models.head_outputs("yolov8")["output0"]
     batch = np.stack((one, np.zeros_like(one), one[:, ::-1]))
     postprocess, _ = make_postprocess(card(head="yolov8"), specs("yolov8"))
-    tensors = filtered(batch, 0.25, most)
-    if (tensors[COUNTS] > most).any():
-        tensors["output0"] = batch
-    else:
-        assert most == 64
+    tensors = filtered(batch, 0.25, nms=nms)
     results: list[list[Result]] = []
     for outputs in ({"output0": batch}, tensors):
         results.append([Result(Frame("x"), "detect") for _ in batch])

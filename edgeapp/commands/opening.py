@@ -402,6 +402,7 @@ def _filter(model: Model, preprocess: Preprocessor, kernels: Kernels) -> Filter 
     if head not in boxes.HEADS or output.dtype not in boxes.DTYPES:
         return None
     shape = engine.output_shapes((model.batch, *preprocess.shape))[output.name]
-    return boxes.Filter(
-        head, transposed, shape, output.dtype, model.card.score_threshold, MOST_CANDIDATES, kernels
-    )  # fmt: skip
+    card, nms = model.card, None
+    if head != "yolox":
+        nms = boxes.Nms(card.iou_threshold, min(card.max_detections, MOST_CANDIDATES))
+    return boxes.Filter(head, transposed, shape, output.dtype, card.score_threshold, MOST_CANDIDATES, kernels, nms)

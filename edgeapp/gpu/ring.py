@@ -23,7 +23,7 @@ from edgeapp.gpu.graphs import Graph
 from edgeapp.gpu.infer import HOST_DTYPES, GpuEngine
 from edgeapp.gpu.intake import Intake, PixelIntake, up
 from edgeapp.gpu.slots import Host, Lane, Layout, Slot
-from edgeapp.records import CANDIDATES, COUNTS, Letterbox, Picture, Shape, Tensors, nbytes
+from edgeapp.records import Letterbox, Picture, Shape, Tensors, nbytes
 from edgeapp.tensors import bfloat16_values
 
 SLOTS = 3
@@ -115,13 +115,13 @@ class Ring:
         """For a batch size, from the engine; what the filter picks comes first."""
         if batch not in self._layouts:
             shapes = self._engine.output_shapes((batch, *self._shape))
-            picked = up(self._boxes.nbytes(batch)) if self._boxes else 0
-            outputs, end = {}, picked
+            outputs, end = {}, up(self._boxes.nbytes(batch)) if self._boxes else 0
             for spec in self._engine.outputs:
                 dtype = HOST_DTYPES[spec.dtype]
                 outputs[spec.name] = (end, shapes[spec.name], dtype)
                 end += up(max(1, nbytes(shapes[spec.name], dtype)))
-            self._layouts[batch] = Layout(batch, outputs, end, picked or end)
+            fetched = self._boxes.results_nbytes(batch) if self._boxes else end
+            self._layouts[batch] = Layout(batch, outputs, end, fetched)
         return self._layouts[batch]
 
     def _stream(self) -> int:
@@ -204,8 +204,8 @@ class Ring:
         self.intake.enqueue(slot.copied.address, slot.tensor, batch, stream)
         engine.enqueue(stream)
         if self._boxes is not None:
-            dense = slot.output.address + layout.fetched
-            self._boxes.launch(dense, slot.output.address, batch, stream)
+            ((offset, _, _),) = layout.outputs.values()
+            self._boxes.launch(slot.output.address + offset, slot.output.address, batch, stream)
 
     @property
     def takes_pixels(self) -> bool:
@@ -290,14 +290,14 @@ class Ring:
     def outputs(self, host: Host) -> Tensors:
         """The outputs of a finished batch: arrays in page-locked memory, valid until the host is launched again.
 
-        bfloat16 comes as float32, in memory of its own. With a filter there are COUNTS and CANDIDATES, and the output
-        itself only where a place had more boxes than there was room for.
+        bfloat16 comes as float32, in memory of its own. With a filter what it gives, and the output itself only where a
+        place had more boxes than there was room for.
         """
         assert host.layout is not None
         memory = self._memory(host)
         found: Tensors = {}
-        if self._boxes is not None:
-            found[COUNTS], found[CANDIDATES] = self._boxes.split(memory, host.layout.batch)
+        if self._boxes is not None and not host.whole:
+            found.update(self._boxes.tensors(memory, host.layout.batch))
         for spec in self._engine.outputs if host.whole else ():
             offset, shape, dtype = host.layout.outputs[spec.name]
             array = memory[offset : offset + nbytes(shape, dtype)].view(dtype).reshape(shape)

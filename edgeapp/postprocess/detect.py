@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeapp import errors
 from edgeapp.labels import label
 from edgeapp.model import Card
-from edgeapp.records import CANDIDATES, COUNTS, Detection, Letterbox, Result, Tensors, TensorSpec
+from edgeapp.records import CANDIDATES, COUNTS, KEPT, Detection, Letterbox, Result, Tensors, TensorSpec
 from edgeapp.tensors import least_float16
 
 Candidates = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
@@ -61,10 +61,18 @@ def make_detect(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[st
     grid = yolox_grid(card.size_wh) if head == "yolox" else None
     iou_threshold = card.iou_threshold if head in ("yolov8", "yolov5", "yolox") else None
 
+    def pick(tensors: Tensors, places: Sequence[int]) -> Owned:
+        if KEPT in tensors:
+            return _kept(tensors, places)
+        if CANDIDATES in tensors:
+            found = _filtered(tensors, places, grid)
+        else:
+            found = _joined([decode(tensors, place) for place in places])
+        return best(found, len(places), iou_threshold, card.max_detections)
+
     def detect(tensors: Tensors, shown: Sequence[tuple[int, Letterbox, Result]]) -> None:
         places = [place for place, _, _ in shown]
-        found = _filtered(tensors, places, grid) or _joined([decode(tensors, place) for place in places])
-        boxes, scores, classes, owners = best(found, len(places), iou_threshold, card.max_detections)
+        boxes, scores, classes, owners = pick(tensors, places)
         corners = to_picture(boxes, owners, [letterbox for _, letterbox, _ in shown]).tolist()
         names = [label(card.labels, class_id) for class_id in classes.tolist()]
         rows = [
@@ -80,18 +88,26 @@ def make_detect(card: Card, outputs: Sequence[TensorSpec]) -> tuple[Any, list[st
     return detect, guesses
 
 
-def _filtered(tensors: Tensors, places: Sequence[int], grid: Grid | None) -> Owned | None:
-    """What the GPU's filter picked, of all places at once; None without one, or when it had no room for all."""
-    if CANDIDATES not in tensors:
-        return None
-    candidates, counts = tensors[CANDIDATES], tensors[COUNTS]
-    if int(counts.max()) > candidates.shape[1]:
-        return None
+def _kept(tensors: Tensors, places: Sequence[int]) -> Owned:
+    """What NMS on the GPU left of all places, each best first."""
+    kept, owners = _rows(tensors[KEPT], tensors[COUNTS], places)
+    return _xyxy(kept["xywh"].T), kept["score"], kept["class_id"].astype(np.int64), owners
+
+
+def _filtered(tensors: Tensors, places: Sequence[int], grid: Grid | None) -> Owned:
+    """What the GPU's filter picked, of all places at once."""
+    picked, owners = _rows(tensors[CANDIDATES], tensors[COUNTS], places)
+    return (*decode_filtered(picked, owners, grid), owners)
+
+
+def _rows(
+    table: NDArray[Any], counts: NDArray[np.int32], places: Sequence[int]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The first counts[place] rows of each place, and which place, by its number in `places`, each belongs to."""
     sizes = counts[places]
     owners = np.repeat(np.arange(len(places)), sizes)
     numbers = np.arange(len(owners)) - (np.cumsum(sizes) - sizes)[owners]
-    picked = candidates[np.array(places, np.int64)[owners], numbers]
-    return (*decode_filtered(picked, owners, grid), owners)
+    return table[np.array(places, np.int64)[owners], numbers], owners
 
 
 def _joined(found: Sequence[Candidates]) -> Owned:
@@ -310,11 +326,8 @@ def nms(
     order = order[np.isfinite(boxes[order]).all(1)]
     if order.size == 0:
         return order
-    # Boxes of different classes are moved apart, so that one pass serves all classes.
-    moved = boxes[order].astype(np.float64)
-    span = float(moved.max() - moved.min()) + 1.0
-    moved += (classes[order] * span)[:, None]
-    sides = np.ascontiguousarray(moved.T)
+    sides = np.ascontiguousarray(boxes[order].astype(np.float64).T)
+    kinds = classes[order]
     # IoU > t means shared > t / (1 + t) * (area + other area): no division for every pair.
     share = iou_threshold / (1.0 + iou_threshold) * (sides[2] - sides[0]) * (sides[3] - sides[1])
 
@@ -322,7 +335,7 @@ def nms(
     alive = np.arange(order.size)
     while alive.size and len(kept) < max_detections:
         block, rest = alive[:NMS_BLOCK], alive[NMS_BLOCK:]
-        inside = _overlaps(sides, share, block, block)
+        inside = _overlaps(sides, share, kinds, block, block)
         chosen: list[int] = []
         dropped = np.zeros(block.size, bool)
         for i in range(block.size):
@@ -332,15 +345,19 @@ def nms(
         best = block[chosen]
         kept.extend(best.tolist())
         if rest.size:
-            rest = rest[~_overlaps(sides, share, best, rest).any(0)]
+            rest = rest[~_overlaps(sides, share, kinds, best, rest).any(0)]
         alive = rest
     return order[kept[:max_detections]]
 
 
 def _overlaps(
-    sides: NDArray[np.float64], share: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]
+    sides: NDArray[np.float64],
+    share: NDArray[np.float64],
+    kinds: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Whether each box of `rows` overlaps each of `columns` by more than the threshold in `share`."""
+    """Whether each box of `rows` overlaps each of `columns` of its kind by more than the threshold in `share`."""
     x0, y0, x1, y1 = sides[:, columns]
     a0, b0, a1, b1 = sides[:, rows, None]
     width = np.minimum(a1, x1)
@@ -351,6 +368,7 @@ def _overlaps(
     np.maximum(height, 0, out=height)
     width *= height
     result: NDArray[np.bool_] = width > share[rows, None] + share[columns]
+    result &= kinds[rows, None] == kinds[columns]
     return result
 
 
@@ -408,10 +426,7 @@ def _nms_of_many(
         return kept
     starts = np.cumsum(sizes) - sizes
     index = np.minimum(starts[:, None] + np.arange(int(sizes.max())), len(boxes) - 1)
-    moved = boxes.astype(np.float64)
-    # Boxes of different classes are moved apart, so that one pass serves all classes.
-    moved += (classes * (float(np.ptp(moved)) + 1.0))[:, None]
-    x0, y0, x1, y1 = np.ascontiguousarray(moved.T)[:, index]
+    x0, y0, x1, y1 = np.ascontiguousarray(boxes.astype(np.float64).T)[:, index]
     share = iou_threshold / (1.0 + iou_threshold) * (x1 - x0) * (y1 - y0)
     width = np.minimum(x1[:, :, None], x1[:, None])
     width -= np.maximum(x0[:, :, None], x0[:, None])
@@ -421,6 +436,8 @@ def _nms_of_many(
     width *= np.maximum(height, 0, out=height)
     # IoU > t means shared > t / (1 + t) * (area + other area): no division for every pair.
     overlaps = width > np.add(share[:, :, None], share[:, None], out=height)
+    kinds = classes[index]
+    overlaps &= kinds[:, :, None] == kinds[:, None]
     rows = np.packbits(overlaps, axis=2, bitorder="little")
     step = rows.shape[2]
     stay: list[int] = []

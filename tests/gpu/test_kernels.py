@@ -18,11 +18,16 @@ from kernel_cases import (
     HEADS,
     MEMORY_DTYPES,
     NETWORKS_WH,
+    NMS_HEADS,
+    NMS_RULES,
+    NMS_SIZES,
     SIZES_WH,
     card,
     check_filter,
     check_levels,
+    check_nms,
     check_prepare,
+    crowd,
     dense,
     grey_levels,
     layouts,
@@ -32,10 +37,11 @@ from kernel_cases import (
 )
 
 from edgeapp.gpu.driver import LIBRARY, Driver
-from edgeapp.gpu.filter import Filter
+from edgeapp.gpu.filter import Filter, Nms
 from edgeapp.gpu.kernels import Kernels
 from edgeapp.gpu.preprocess import Preparer
 from edgeapp.model import Card
+from edgeapp.records import COUNTS
 
 cuda = pytest.importorskip("pycuda.driver", reason="PyCUDA or a driver is missing", exc_type=ImportError)
 
@@ -73,12 +79,13 @@ class OnGpu:
         Preparer(card, dtype, self.kernels).launch(*map(int, memory), len(pictures), self.stream.handle)
         return self.download(memory[2], size)
 
-    def filter(self, head: str, transposed: bool, array: np.ndarray, threshold: float, most: int) -> np.ndarray:
-        made = Filter(head, transposed, array.shape, str(array.dtype), threshold, most, self.kernels)
-        size = made.nbytes(len(array))
-        memory = [self.upload(array), self.empty(size)]
+    def filter(
+        self, head: str, transposed: bool, array: np.ndarray, threshold: float, most: int, nms: Nms | None
+    ) -> np.ndarray:
+        made = Filter(head, transposed, array.shape, str(array.dtype), threshold, most, self.kernels, nms)
+        memory = [self.upload(array), self.empty(made.nbytes(len(array)))]
         made.launch(*map(int, memory), len(array), self.stream.handle)
-        return self.download(memory[1], size)
+        return self.download(memory[1], made.results_nbytes(len(array)))
 
 
 def tensor_bytes(card: Card, dtype: str, batch: int) -> int:
@@ -160,6 +167,20 @@ def test_scores_that_are_no_numbers_pass_or_fail_as_in_the_reference(on_gpu: OnG
             check_filter(on_gpu.filter, head, array, threshold, 128)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("head", NMS_HEADS)
+@pytest.mark.parametrize(("boxes", "classes"), NMS_SIZES)
+def test_boxes_that_stay_are_those_of_the_reference(
+    on_gpu: OnGpu, head: str, dtype: type, boxes: int, classes: int
+) -> None:
+    """To the bit and in its order: crowds, ties, boxes just as far apart as allowed, boxes that are none."""
+    array = crowd(head, dtype, boxes, classes, boxes)
+    with np.errstate(all="ignore"):
+        for threshold, iou_threshold, keep in NMS_RULES:
+            check_nms(on_gpu.filter, head, array, threshold, 1024, Nms(iou_threshold, keep))
+    assert check_nms(on_gpu.filter, head, array, 0.0, boxes - 1, Nms(0.5, 3)) == [0, 0] if boxes > 1 else True
+
+
 class Graph:
     """What was launched on a stream, captured: by libcuda, for PyCUDA has no graphs."""
 
@@ -206,13 +227,13 @@ def test_captured_preparation_takes_pictures_of_other_sizes(on_gpu: OnGpu) -> No
 def test_captured_filter_starts_from_zero_every_time(on_gpu: OnGpu) -> None:
     """The counts of one run are not added to those of the next."""
     array = dense("yolov8", np.float16, 126, 3, 0)
-    made = Filter("yolov8", False, array.shape, "float16", 0.5, 128, on_gpu.kernels)
+    made = Filter("yolov8", False, array.shape, "float16", 0.5, 128, on_gpu.kernels, Nms(0.5, 50))
     tensor, results = on_gpu.upload(array), on_gpu.empty(made.nbytes(2))
     graph = Graph(on_gpu.stream, lambda: made.launch(int(tensor), int(results), 2, on_gpu.stream.handle))
     counts = []
     for _ in range(3):
         graph.run()
-        counts.append(made.split(on_gpu.download(results, made.nbytes(2)), 2)[0].tolist())
+        counts.append(made.tensors(on_gpu.download(results, made.results_nbytes(2)), 2)[COUNTS].tolist())
     assert counts[0][0] > 0
     assert counts == counts[:1] * 3
 

@@ -1,4 +1,4 @@
-// What edgeapp computes on the GPU beside TensorRT: pictures -> network input, dense detector output -> candidates.
+// What edgeapp computes on the GPU beside TensorRT: pictures -> network input, dense detector output -> boxes.
 // `./build.sh kernels` compiles it without a GPU. tests/cuda_on_cpu.h makes C++ of it: what is used of CUDA is there.
 //
 // Every launch: blocks of TILE_WIDTH x TILE_HEIGHT threads, blockIdx.z = place in the batch.
@@ -421,3 +421,96 @@ FILTER(filter_rows_float32, (filter_rows<Float32, false>))
 FILTER(filter_rows_float16, (filter_rows<Float16, false>))
 FILTER(filter_objectness_float32, (filter_rows<Float32, true>))
 FILTER(filter_objectness_float16, (filter_rows<Float16, true>))
+
+// --- candidates -> the boxes that stay --------------------------------------------------------------------------------
+
+#define MOST_SUPPRESSED 1024  // candidates of a place; in gpu/filter.py
+
+// SUPPRESSION in gpu/filter.py.
+struct Suppression {
+  int most, keep;  // candidates that a place has room for, at most MOST_SUPPRESSED; boxes that stay
+  double share;    // threshold / (1 + threshold): IoU > threshold means shared > share * (area + other area)
+};
+
+struct Crowd {
+  float scores[MOST_SUPPRESSED], corners[MOST_SUPPRESSED][4];
+  int boxes[MOST_SUPPRESSED], classes[MOST_SUPPRESSED];
+  short order[MOST_SUPPRESSED];
+  Byte alive[MOST_SUPPRESSED];
+  int next;
+};
+
+// Best first, NaN last, equal ones as they lie in the head: numpy.lexsort.
+static __device__ bool before(const Crowd &crowd, int a, int b) {
+  float first = crowd.scores[a], second = crowd.scores[b];
+  bool tie = first == second || (first != first && second != second);
+  return tie ? crowd.boxes[a] < crowd.boxes[b] : first > second || second != second;
+}
+
+static __device__ double area_share(const float *box, double share) {
+  return __dmul_rn(__dmul_rn(share, __dsub_rn(box[2], box[0])), __dsub_rn(box[3], box[1]));
+}
+
+// Greedy, class by class, in double and step by step as postprocess/detect.py does it: few pairs, each against a box
+// that stays. Of places with more candidates than there was room for nothing stays.
+extern "C" __global__ void suppress(const void *picked, void *results, Suppression rules) {
+  __shared__ Crowd crowd;
+  int place = blockIdx.z, thread = threadIdx.y * TILE_WIDTH + threadIdx.x, threads = TILE_WIDTH * TILE_HEIGHT;
+  int count = ((const int *)picked)[place], kept = 0;
+  int *counts = (int *)results, *stays = counts + gridDim.z;
+  const Candidate *candidates = (const Candidate *)((const int *)picked + gridDim.z) + (long long)place * rules.most;
+  Candidate *left = (Candidate *)(stays + gridDim.z) + (long long)place * rules.keep;
+  int used = count > rules.most ? 0 : count;
+  for (int i = thread; i < used; i += threads) {
+    crowd.scores[i] = candidates[i].score;
+    crowd.boxes[i] = candidates[i].box;
+  }
+  __syncthreads();
+  for (int i = thread; i < used; i += threads) {
+    int rank = 0;
+    for (int other = 0; other < used; ++other) rank += before(crowd, other, i);
+    crowd.order[rank] = i;
+  }
+  __syncthreads();
+  for (int i = thread; i < used; i += threads) {
+    Candidate one = candidates[crowd.order[i]];
+    float half_width = __fmul_rn(one.width, 0.5f), half_height = __fmul_rn(one.height, 0.5f);
+    float *corners = crowd.corners[i];
+    corners[0] = __fadd_rn(one.centre_x, -half_width), corners[1] = __fadd_rn(one.centre_y, -half_height);
+    corners[2] = __fadd_rn(one.centre_x, half_width), corners[3] = __fadd_rn(one.centre_y, half_height);
+    crowd.classes[i] = one.class_id;
+    bool finite = true;
+    for (int k = 0; k < 4; ++k) finite = finite && fabsf(corners[k]) <= 3.402823466e38f;
+    crowd.alive[i] = finite;
+  }
+  __syncthreads();
+  for (int i = 0; kept < rules.keep; ++i) {
+    if (thread == 0) crowd.next = used;
+    __syncthreads();
+    for (int other = i + thread; other < used; other += threads) {
+      if (!crowd.alive[other]) continue;
+      atomicMin(&crowd.next, other);
+      break;
+    }
+    __syncthreads();
+    i = crowd.next;
+    if (i >= used) break;
+    if (thread == 0) left[kept] = candidates[crowd.order[i]];
+    ++kept;
+    const float *box = crowd.corners[i];
+    double share = area_share(box, rules.share);
+    for (int other = i + 1 + thread; other < used; other += threads) {
+      if (!crowd.alive[other] || crowd.classes[other] != crowd.classes[i]) continue;
+      const float *rival = crowd.corners[other];
+      double width = __dsub_rn(min(box[2], rival[2]), max(box[0], rival[0]));
+      double height = __dsub_rn(min(box[3], rival[3]), max(box[1], rival[1]));
+      double shared = __dmul_rn(width > 0 ? width : 0, height > 0 ? height : 0);
+      if (shared > __dadd_rn(share, area_share(rival, rules.share))) crowd.alive[other] = 0;
+    }
+    __syncthreads();
+  }
+  if (thread == 0) {
+    counts[place] = count;
+    stays[place] = kept;
+  }
+}
