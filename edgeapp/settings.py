@@ -207,7 +207,9 @@ OPTIONS = (
     Option("max_detections", "at most this many objects a picture", integer(1, 100_000), "N",
            card=True, group=CARD),
     Option("top_k", "classify: how many classes to name", integer(1, 100_000), "K", card=True, group=CARD),
-    Option("decode_threads", "threads that read and decode, those of all GPUs together (default: one for each core)",
+    Option("decode_threads",
+           "threads that read and decode, those of all GPUs together (default: one for each core; from 8 cores a "
+           "GPU on, one is left to each GPU)",
            integer(1, 1024), "N", group=SPEED),
     Option("slots", "batches between decoding and writing at a time (default: enough for all threads)",
            integer(1, 1024), "N", group=SPEED),

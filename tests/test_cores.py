@@ -43,3 +43,14 @@ def test_quota_of_any_group_above_counts(
 def test_this_machine_has_some() -> None:
     """The real files are understood."""
     assert 1 <= cores.usable() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "wanted"), [(1, 1, 1), (6, 1, 6), (8, 1, 7), (16, 1, 15), (32, 2, 30), (16, 4, 16), (16, 0, 16)]
+)
+def test_gpus_have_a_core_each_where_there_are_many(
+    monkeypatch: pytest.MonkeyPatch, count: int, gpus: int, wanted: int
+) -> None:
+    """And an engine on the CPU decodes on all of them."""
+    monkeypatch.setattr(cores, "usable", lambda: count)
+    assert cores.decoders(gpus) == wanted

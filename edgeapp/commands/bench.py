@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgeapp import cores, errors, paths, plan
+from edgeapp import errors, paths, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands import several
 from edgeapp.commands.bench_report import advice, report
 from edgeapp.commands.bench_wanted import Wanted
-from edgeapp.commands.opening import Model, chosen, infers_side_by_side, open_to_run
+from edgeapp.commands.opening import Model, chosen, decoders_for, infers_side_by_side, open_to_run
 from edgeapp.log import Talk, tell
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -60,8 +60,8 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
 
     source = FileSource(settings.input, recursive=settings.recursive, max_pixels=settings.max_pixels, stop=stop)
     with ExitStack() as stack:
-        decoders = settings.decode_threads or cores.usable()
         model_file = plan.identify(settings.engine)
+        decoders = decoders_for(model_file, settings)
         as_run_does = bool(settings.input) and not wanted.compare and not {"engine", "tutorial"} & set(wanted.modes)
         model, runner = open_to_run(
             model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=None,

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from edgeapp import cores, errors, paths, plan
+from edgeapp import errors, paths, plan
 from edgeapp.bootstrap import Trace
 from edgeapp.commands.golden import require_golden
-from edgeapp.commands.opening import Model, chosen, given_card, make_runner, open_model, verified
+from edgeapp.commands.opening import Model, chosen, decoders_for, given_card, make_runner, open_model, verified
 from edgeapp.golden import noise_for
 from edgeapp.log import Talk
 from edgeapp.pipeline import Runner
@@ -39,7 +39,7 @@ class Hosted:
 
     def __init__(self, settings: Settings, stop: Stop, talk: Talk, changed: Callable[[], None]) -> None:
         self.settings = settings
-        self.decoders = settings.decode_threads or cores.usable()
+        self.decoders = 0
         self.model: Model
         self.runner: Runner | None = None
         self.sha256 = ""
@@ -96,9 +96,9 @@ class Hosted:
             self.settings = settings = chosen(settings, self._talk)
         assert settings.engine is not None
         before = _state_of(settings.engine)
-        self.model = open_model(
-            plan.identify(settings.engine), settings, self.trace, self._talk, self._stop, stack, total=None
-        )
+        model_file = plan.identify(settings.engine)
+        self.decoders = decoders_for(model_file, settings)
+        self.model = open_model(model_file, settings, self.trace, self._talk, self._stop, stack, total=None)
         self.sha256 = _sha256(settings.engine)
         if _state_of(settings.engine) != before:
             raise errors.InputOutputError(

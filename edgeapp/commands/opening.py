@@ -283,6 +283,11 @@ def open_to_run(
     return model, runner
 
 
+def decoders_for(model_file: plan.ModelFile, settings: Settings) -> int:
+    """Threads that read and decode for a model."""
+    return settings.decode_threads or cores.decoders(1 if model_file.kind == plan.PLAN else 0)
+
+
 def infers_side_by_side(settings: Settings, *, decoders: int, total: int | None) -> bool:
     """Whether an ONNX model shall infer batches beside each other: where there are enough to keep all cores at work."""
     count = cores.usable()

@@ -6,10 +6,10 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from edgeapp import cores, errors, paths, plan
+from edgeapp import errors, paths, plan
 from edgeapp.bootstrap import Trace, head_start
 from edgeapp.commands import several
-from edgeapp.commands.opening import chosen, infers_side_by_side, open_to_run
+from edgeapp.commands.opening import chosen, decoders_for, infers_side_by_side, open_to_run
 from edgeapp.log import Talk
 from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
@@ -62,7 +62,7 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
     if model_file is None:
         return several.run(settings, source, stream, stop, talk)
     with ExitStack() as stack:
-        decoders = settings.decode_threads or cores.usable()
+        decoders = decoders_for(model_file, settings)
         model, runner = open_to_run(
             model_file, source, settings, trace, talk, stop, stack, decoders=decoders, total=source.total,
             # Of a list, whose end nobody knows, the next result may be waited for.

@@ -178,7 +178,15 @@ def test_boxes_that_stay_are_those_of_the_reference(
     with np.errstate(all="ignore"):
         for threshold, iou_threshold, keep in NMS_RULES:
             check_nms(on_gpu.filter, head, array, threshold, 1024, Nms(iou_threshold, keep))
-    assert check_nms(on_gpu.filter, head, array, 0.0, boxes - 1, Nms(0.5, 3)) == [0, 0] if boxes > 1 else True
+
+
+def test_no_box_and_too_many_boxes_leave_none(on_gpu: OnGpu) -> None:
+    """Too many are counted, so that the host takes the whole head."""
+    array = crowd("yolov8", np.float32, 60, 2, 0)
+    array[1, 4:] = 0
+    with np.errstate(all="ignore"):
+        assert check_nms(on_gpu.filter, "yolov8", array, 0.01, 20, Nms(0.5, 10)) == [0, 0]
+        assert check_nms(on_gpu.filter, "yolov8", array, 0.01, 60, Nms(0.5, 10))[0] > 0
 
 
 class Graph:

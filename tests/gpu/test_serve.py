@@ -56,6 +56,9 @@ LOST_S = 1.0
 MOST_WARMING_KB = 128 << 10
 """Of host memory that the first reloads may take: what a model of 8 MB frees is kept for the next one."""
 
+TENSORRT_KB = 100.0
+"""TensorRT 8.6.0 keeps 90 kB for good each time it deserialises the demo's plan: tests/gpu/test_engine.py tells it."""
+
 GPU_KB = 2 << 10
 """GPU memory comes in blocks of 2 MB."""
 
@@ -321,6 +324,7 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
     failed: list[bytes] = []
     ended = threading.Event()
     codes: Counter[int] = Counter()
+    loads = 0
     tried: set[str] = set()
     words = ("--config", plans.config, "--reload", way, "--listen", spool.root / "paths", "--segment-mb", "1")
     with served(edgeapp, spool, *words, engine=None) as it, fed(spool) as client:
@@ -346,6 +350,7 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
             if kind == "good":
                 took_s.append(time.monotonic() - started)
             codes[code] += 1
+            loads += kind in ("good", "another answer")
             samples.append(Usage.of(it.process.pid))
             if (free := memory.free_kb()) is not None:
                 free_kb.append(free)
@@ -359,10 +364,12 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
     gpu_kb = growth([-free for free in free_kb]) if free_kb else None
     assert not failed, failed[:1]
     assert not inputs["failed"]
-    grown = assert_flat(samples, RELOAD_KB * count if count > 500 else MOST_WARMING_KB)
+    most_kb = RELOAD_KB * count + TENSORRT_KB * loads if count > 500 else MOST_WARMING_KB
+    grown = assert_flat(samples, most_kb)
     show_row(
         f"F10 reloads, {way}", reloads=count, bad=count - codes[0], inferences=inputs["done"], failed_inferences=0,
-        median_s=percentile(took_s, 50), longest_s=max(took_s), kB_a_reload=grown / (0.75 * count),
+        median_s=percentile(took_s, 50), longest_s=max(took_s), kB_a_reload=grown / (0.75 * count), loads=loads,
+        memory_MB=[one.rss_kb >> 10 for one in samples[:: max(1, count // 10)]],
         GPU_kB_in_all="not told" if gpu_kb is None else int(gpu_kb), descriptors=samples[-1].descriptors,
         threads=samples[-1].threads, exit_codes=dict(sorted(codes.items())),
     )  # fmt: skip
