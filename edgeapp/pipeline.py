@@ -158,6 +158,11 @@ class Summary:
         return text + (f"; ms p50/p99: {', '.join(stages)}" if stages else "")
 
 
+def drawers(decoders: int) -> int:
+    """Threads that read outputs, and as many that draw, beside some that decode."""
+    return max(1, decoders // 2)
+
+
 def percentile(values: Sequence[float], p: float) -> float:
     """The p-th percentile by the nearest-rank method."""
     ordered = sorted(values)
@@ -173,7 +178,7 @@ class Batch:
         host: where the pictures are put, until their results are known.
         results: one for each input; a picture's place in the batch is its place here.
         letterboxes: of each place; None where there is no picture.
-        unread: how many inputs are still to be read.
+        unread, undrawn: how many inputs are still to be read, and to be drawn on.
         launched_s: when the inference was started, seconds of time.perf_counter.
     """
 
@@ -182,6 +187,7 @@ class Batch:
     results: list[Result]
     letterboxes: list[Letterbox | None]
     unread: int
+    undrawn: int = 0
     launched_s: float = 0.0
 
     def fail(self, error: errors.EdgeappError) -> None:
@@ -239,6 +245,7 @@ class Pipeline:
         batch: pictures per inference.
         decoders: threads that read and decode.
         keep_pictures: the sinks want them.
+        draw: makes `Result.drawn` of a picture, on threads of its own; None where nobody wants that.
         side_by_side: the engine and the runner take batches from several threads at a time; then each of `decoders`
             threads does all for its own batch, and nothing is handed over (tests/results.md).
         finished: told every result that was written.
@@ -258,6 +265,7 @@ class Pipeline:
         keep_pictures: bool,
         finished: Callable[[Result], None],
         stop: Stop,
+        draw: Callable[[Result], None] | None = None,
         side_by_side: bool = False,
     ) -> None:
         self._engine = engine
@@ -268,6 +276,7 @@ class Pipeline:
         self._batch = batch
         self._decoders = decoders
         self._keep_pictures = keep_pictures
+        self._draw = draw
         self._finished = finished
         self._stop = stop
         self._side_by_side = side_by_side
@@ -294,7 +303,7 @@ class Pipeline:
         hosts = self._runner.hosts if self._runner else range(self._decoders + 2)
         for host in hosts:
             self._free.put(host)
-        for _ in range(len(hosts) * (1 if self._keep_pictures else BATCHES_PER_HOST)):
+        for _ in range(len(hosts) * (1 if self._keep_pictures or self._draw else BATCHES_PER_HOST)):
             self._unwritten.put(True)
         batches = self._batches(source)
         steps: list[tuple[str, Callable[[], None]]] = [("signals", self._watch)]
@@ -302,14 +311,16 @@ class Pipeline:
             steps += [("batches", lambda: self._do_batches(source, batches))] * self._decoders
         else:
             steps += [("source", lambda: self._read(source, batches)), ("engine", self._infer)]
-        decoders, posters = (0, 0) if self._side_by_side else (self._decoders, max(1, self._decoders // 2))
+        decoders, posters = (0, 0) if self._side_by_side else (self._decoders, drawers(self._decoders))
         self._decoding = Workers(decoders, "decode", partial(self._guarded, self._decode))
         # Beside threads that decode, a thread that reads outputs waits for the interpreter's lock most of its time.
         self._posting = Workers(posters, "postprocess", partial(self._guarded, self._post))
+        self._drawing = Workers(posters if self._draw else 0, "draw", partial(self._guarded, self._draw_one))
         threads = [threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True) for name, step in steps]
         try:
             self._decoding.start()
             self._posting.start()
+            self._drawing.start()
             for thread in threads:
                 thread.start()
             self._write_all()
@@ -337,6 +348,7 @@ class Pipeline:
                 if thread.ident is not None:  # it was started
                     thread.join()
             self._posting.end()
+            self._drawing.end()
 
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
         """Have the caller's thread raise what a thread or a task raises."""
@@ -407,7 +419,7 @@ class Pipeline:
             batch.letterboxes[place] = self._runner.fill(batch.host, place, frame.image, frame.picture_wh)
             result.times_ms["decode"] = (decoded - started) * 1e3
             result.times_ms["preprocess"] = (time.perf_counter() - decoded) * 1e3
-            if not self._keep_pictures:
+            if not self._keep_pictures and self._draw is None:
                 frame.image = None
         else:
             result.times_ms["decode"] = (time.perf_counter() - started) * 1e3
@@ -516,7 +528,33 @@ class Pipeline:
         share = (time.perf_counter() - started) * 1e3 / len(shown)
         for _, _, result in shown:
             result.times_ms["postprocess"] = share
-        self._known(batch)
+        if self._draw is None:
+            self._known(batch)
+            return
+        self._free.put(batch.host)
+        batch.undrawn = len(shown)
+        for _, _, result in shown:
+            if self._side_by_side:
+                self._draw_on(result)
+            else:
+                self._drawing.put(batch, result)
+        if self._side_by_side:
+            self._events.put(batch)
+
+    def _draw_on(self, result: Result) -> None:
+        assert self._draw is not None
+        self._draw(result)
+        if not self._keep_pictures:
+            result.frame.image = None
+
+    def _draw_one(self, batch: Batch, result: Result) -> None:
+        """Draw on a picture; who draws the last one of a batch sends it on."""
+        self._draw_on(result)
+        with self._lock:
+            batch.undrawn -= 1
+            last = batch.undrawn == 0
+        if last:
+            self._events.put(batch)
 
     def _known(self, batch: Batch) -> None:
         """All results of a batch are there: its memory may be used again."""

@@ -113,6 +113,7 @@ class Result:
     Attributes:
         task: classify, detect or raw.
         detections, classes, tensors: the one that belongs to the task is filled.
+        drawn: the picture with what was found drawn on it, a JPEG; b"" where nobody wants it.
         times_ms: milliseconds of decode, preprocess, infer, postprocess. A batch's time is
             divided by its number of frames.
         error: why this input has no answer.
@@ -123,6 +124,7 @@ class Result:
     detections: list[Detection] = field(default_factory=list)
     classes: list[Classification] = field(default_factory=list)
     tensors: Tensors = field(default_factory=dict)
+    drawn: bytes = b""
     times_ms: dict[str, float] = field(default_factory=dict)
     error: EdgeappError | None = None
 

@@ -54,6 +54,7 @@ class Run:
     decoders: int = 2
     hosts: int = 4
     side_by_side: bool = False
+    draw: Callable[[Result], None] | None = None
     stop: Stop = field(default_factory=Stop)
     batches: list[int] = field(default_factory=list)
     written: list[Result] = field(default_factory=list)
@@ -79,7 +80,8 @@ class Run:
         runner.launch = counted  # type: ignore[method-assign]
         pipeline = Pipeline(
             self.engine, runner, self.postprocess, [self], task="classify", batch=self.batch, decoders=self.decoders,
-            keep_pictures=False, finished=lambda _: None, stop=self.stop, side_by_side=self.side_by_side,
+            keep_pictures=False, finished=lambda _: None, stop=self.stop, draw=self.draw,
+            side_by_side=self.side_by_side,
         )  # fmt: skip
         return pipeline.run(source)
 
@@ -180,7 +182,27 @@ def test_threads_and_descriptors_are_given_back(run: Run, inputs: list[Path]) ->
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-@pytest.mark.parametrize("step", ["list", "read", "fill", "enter", "infer", "postprocess", "write"])
+@pytest.mark.parametrize("hosts", [1, 4])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_pictures_are_drawn_on_before_they_are_written(run: Run, inputs: list[Path], batch: int, hosts: int) -> None:
+    """Each once, several at a time, and their pixels are let go; what has none is not drawn on."""
+    chance = np.random.default_rng(batch)
+    naps_s = iter(chance.uniform(0, 0.01, len(inputs)).tolist())
+
+    def draw(result: Result) -> None:
+        assert result.frame.image is not None
+        time.sleep(next(naps_s))
+        result.drawn += Path(result.frame.path).name.encode()
+
+    run.batch, run.decoders, run.hosts, run.draw = batch, 6, hosts, draw
+    run(run.files(*inputs))
+    assert [result.frame.path for result in run.written] == list(map(str, inputs))
+    for result in run.written:
+        assert result.frame.image is None
+        assert result.drawn == (Path(result.frame.path).name.encode() if result.classes else b"")
+
+
+@pytest.mark.parametrize("step", ["list", "read", "fill", "enter", "infer", "postprocess", "draw", "write"])
 def test_an_unforeseen_error_in_any_thread_ends_the_run(run: Run, inputs: list[Path], step: str) -> None:
     """The caller gets it, soon, and no thread stays behind."""
     if step == "enter" and run.side_by_side:
@@ -192,8 +214,10 @@ def test_an_unforeseen_error_in_any_thread_ends_the_run(run: Run, inputs: list[P
         source.is_tensors = lambda frame: frame.path.endswith(".npy")  # type: ignore[method-assign]
     holder, name = {
         "read": (source, "read"), "fill": (run, "fill"), "enter": (run.engine, "enter"),
-        "infer": (run.engine, "infer"), "postprocess": (run, "postprocess"), "write": (run, "write"),
+        "infer": (run.engine, "infer"), "postprocess": (run, "postprocess"), "draw": (run, "draw"),
+        "write": (run, "write"),
     }.get(step, (None, ""))  # fmt: skip
+    run.draw = lambda _: None
     calls = 0
 
     def broken(*arguments: Any) -> Any:

@@ -239,6 +239,18 @@ def test_save_draws_on_a_copy(program: Program, models: Path, picture: Path, tmp
     assert picture.read_bytes() == before
 
 
+def test_picture_that_no_jpeg_can_be_fails_alone(program: Program, models: Path, picture: Path, tmp_path: Path) -> None:
+    """--save of a row of 70,000 pixels: that input's error, and the others are drawn."""
+    Image.new("RGB", (70_000, 1)).save(tmp_path / "row.png")
+    done = program("--engine", models / "ultralytics.onnx", "--input", tmp_path / "row.png", picture, "--save", "out")
+    assert done.returncode == 1, done
+    row, other = map(json.loads, done.stdout.splitlines())
+    assert "70000x1 pixels" in row["error"]["what"]
+    assert "65500" in row["error"]["why"]
+    assert "error" not in other
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["picture.jpg"]
+
+
 def test_save_never_overwrites_an_input(source_program: Program, models: Path, picture: Path, tmp_path: Path) -> None:
     """--save into the folder of the inputs is refused before a pixel is lost."""
     before = picture.read_bytes()

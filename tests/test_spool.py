@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 from serving import WAIT_S, until
 from support import ROOT, Clock
 
@@ -626,7 +625,7 @@ def test_results_that_wait_have_bounded_pictures(spool: Spool, monkeypatch: pyte
     room = Room(spool.folders, 1, lambda _: None, lambda: None)
     it = Recorder(spool, Ledger(f"{spool.state}/ledger"), room, Writing(group_s=0.3), most_attempts=3,
                   finished=lambda _: finished.set())  # fmt: skip
-    large = [Result(SpoolFrame("x", image=Image.new("RGB", (500, 500))), "detect") for _ in range(3)]
+    large = [Result(SpoolFrame("x"), "detect", drawn=bytes(750_000)) for _ in range(3)]
     started = time.monotonic()
     it.write(large[0])
     it.write(large[1])

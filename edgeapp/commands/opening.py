@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BATCHES_BEYOND_DECODING, BATCHES_TO_SAVE = 6, 2
 """Batches that are not being decoded: three on the GPU, the others read, waiting or written; with --save, where each
-picture stays in memory until it is written and writing is the slowest step, one in inference and one written."""
+picture stays in memory until it is drawn on, one in inference and one on its way, beside those that are drawn on."""
 
 MOST_HOST_BYTES = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 """Of pictures that wait in memory."""
@@ -307,12 +307,15 @@ def make_runner(
         total: how many inputs there will be, None if nobody knows.
     """
     from edgeapp.direct import Direct
+    from edgeapp.pipeline import drawers
     from edgeapp.records import nbytes
 
     engine: Any = model.engine
     batch, least = model.batch, model.least
     batches = -(-total // batch) if total is not None else None
-    beyond = BATCHES_TO_SAVE if settings.save else BATCHES_BEYOND_DECODING * settings.streams
+    beyond = BATCHES_BEYOND_DECODING * settings.streams
+    if settings.save:
+        beyond = BATCHES_TO_SAVE + -(-drawers(decoders) // batch)
     hosts = settings.slots or -(-decoders // batch) + beyond
     hosts = min(hosts, batches or hosts)
     if getattr(engine, "pictures_only", False):  # a GpuEngine

@@ -46,6 +46,7 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
     with trace.step("import NumPy and Pillow"):
         from edgeapp.pipeline import Pipeline
         from edgeapp.sinks import open_sinks
+        from edgeapp.sinks.pictures import draw
         from edgeapp.sources import FileSource
         from edgeapp.sources.files import standard_input
 
@@ -79,7 +80,8 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
                 task=model.card.task,
                 batch=model.batch,
                 decoders=decoders,
-                keep_pictures=settings.save is not None,
+                keep_pictures=False,
+                draw=draw if settings.save is not None else None,
                 finished=progress.finished,
                 stop=stop,
                 side_by_side=model.side_by_side,

@@ -37,6 +37,7 @@ from edgeapp.service.storms import EventLog
 from edgeapp.service.stream import MOST_LISTING, Client, serve_socket
 from edgeapp.service.thumbnails import Thumbnails
 from edgeapp.settings import OPTIONS, SERVICE, Settings
+from edgeapp.sinks.pictures import draw
 from edgeapp.stopping import Stop
 from edgeapp.tensors import noise
 
@@ -104,6 +105,14 @@ def _root(settings: Settings) -> str:
     for problem in wrong_with_receivers(settings):
         raise problem
     return root
+
+
+def _draw(result: Result) -> None:
+    """On pictures that get another beside them: those of a list, and a probe, do not."""
+    frame = result.frame
+    assert isinstance(frame, SpoolFrame)
+    if not frame.probe and not os.path.isabs(frame.name):
+        draw(result)
 
 
 class Service:
@@ -175,7 +184,6 @@ class Service:
             Writing(
                 jsonl="jsonl" in settings.write,
                 json="json" in settings.write,
-                pictures="pictures" in settings.write,
                 delete=settings.done == "delete",
                 segment_bytes=settings.segment_mb << 20,
                 segment_s=settings.segment_s,
@@ -358,9 +366,8 @@ class Service:
         model, settings = hosted.model, hosted.settings
         source, pictures = self._source, "pictures" in settings.write
         source.engine_sha256 = hosted.sha256
-        keep_pictures = pictures or settings.http is not None
         source.fit, source.max_pixels = None, settings.max_pixels
-        source.as_pixels = hosted.runner is not None and hosted.runner.takes_pixels and not keep_pictures
+        source.as_pixels = hosted.runner is not None and hosted.runner.takes_pixels and not (pictures or settings.http)
         if model.preprocess is not None and not pictures and not settings.exact_decode:
             source.fit = model.preprocess.wanted_wh
         assert settings.engine is not None
@@ -371,11 +378,12 @@ class Service:
             model.engine,
             hosted.runner,
             model.postprocess,
-            [Thumbnails(self._state, keep=pictures), self._recorder],
+            [Thumbnails(self._state), self._recorder],
             task=model.card.task,
             batch=model.batch,
             decoders=hosted.decoders,
-            keep_pictures=keep_pictures,
+            keep_pictures=settings.http is not None,
+            draw=_draw if pictures else None,
             finished=lambda _: None,
             stop=self._quit,
         ).run(source)

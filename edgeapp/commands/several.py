@@ -107,6 +107,7 @@ def _work(settings: Settings, total: int | None, desk: Desk) -> None:
     """What a worker does, in its own process."""
     from edgeapp.fleet import Ready
     from edgeapp.pipeline import Pipeline
+    from edgeapp.sinks.pictures import draw
     from edgeapp.sources import FileSource
 
     settings = settings_of(settings, desk.device, desk.talk)
@@ -129,7 +130,8 @@ def _work(settings: Settings, total: int | None, desk: Desk) -> None:
             task=model.card.task,
             batch=model.batch,
             decoders=decoders,
-            keep_pictures=settings.save is not None,
+            keep_pictures=False,
+            draw=draw if settings.save is not None else None,
             finished=lambda _: None,
             stop=desk.stop,
         ).run(desk)

@@ -7,7 +7,6 @@ groups larger and not the service slower than it must be.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import queue
@@ -21,7 +20,6 @@ from functools import partial
 from typing import Any
 
 from edgeapp import errors, paths
-from edgeapp.pixels import image_of
 from edgeapp.records import Frame, Result
 from edgeapp.service.durable import Appended, rename_new, sync_folder
 from edgeapp.service.ledger import Ledger
@@ -29,7 +27,6 @@ from edgeapp.service.room import NoRoomError, Room
 from edgeapp.service.segments import CURRENT, name_after, newest
 from edgeapp.service.spool import ERROR_SUFFIX, PICTURE_SUFFIX, RESULT_SUFFIX, Spool, Stamp, dumps
 from edgeapp.sinks.jsonl import to_json
-from edgeapp.sinks.pictures import JPEG_QUALITY, annotate
 
 MOST_IN_GROUP = 256
 MOST_WAITING = 512
@@ -95,7 +92,6 @@ class Writing:
     Attributes:
         jsonl: a line for every input into results/results.jsonl.
         json: NAME.json beside each input in done/.
-        pictures: NAME.annotated.jpg there.
         delete: inputs that are done are deleted, not moved.
         segment_bytes, segment_s: results.jsonl is closed and named by its time when it is so large or old.
         group_s: wait so long for more results before a group is written.
@@ -103,7 +99,6 @@ class Writing:
 
     jsonl: bool = True
     json: bool = False
-    pictures: bool = False
     delete: bool = False
     segment_bytes: int = 64 << 20
     segment_s: float = 3600.0
@@ -264,7 +259,6 @@ class Recorder:
         listed = os.path.isabs(frame.name)
         if frame.stamp is None and not listed:
             return _Item(result, frame, "gone")
-        picture = self._picture(result) if not listed else b""
         if result.error is None:
             item = _Item(result, frame, "done", folder=self._spool.done)
         elif isinstance(result.error, TRANSIENT) and not listed and not self._worn_out(frame):
@@ -281,24 +275,9 @@ class Recorder:
             item.sidecars[ERROR_SUFFIX] = line
         elif self._writing.json:
             item.sidecars[RESULT_SUFFIX] = line
-        if item.kind == "done" and picture:
-            item.sidecars[PICTURE_SUFFIX] = picture
+        if item.kind == "done" and result.drawn:
+            item.sidecars[PICTURE_SUFFIX] = result.drawn
         return item
-
-    def _picture(self, result: Result) -> bytes:
-        """The annotated picture, b"" where there is none; the input fails when it cannot be made."""
-        if result.error is not None or not self._writing.pictures or result.frame.image is None:
-            return b""
-        picture = io.BytesIO()
-        try:
-            annotate(result).save(picture, "JPEG", quality=JPEG_QUALITY)
-        except (OSError, ValueError, ArithmeticError) as error:
-            width, height = image_of(result.frame.image).size
-            result.error = errors.DataError(
-                f"cannot draw {paths.printable(result.frame.path)}: {width}x{height} pixels", str(error),
-                "leave out --write pictures, or give it pictures of at most 65500 pixels a side",
-            )  # fmt: skip
-        return picture.getvalue()
 
     def _worn_out(self, frame: SpoolFrame) -> bool:
         return self._ledger.count(frame.name) >= self._most_attempts
@@ -387,9 +366,7 @@ class Recorder:
 
 def _kept_bytes(result: Result) -> int:
     """Bytes of what a result keeps in memory, without the small things."""
-    image = image_of(result.frame.image) if result.frame.image is not None else None
-    pixels = image.width * image.height * len(image.getbands()) if image is not None else 0
-    return pixels + sum(array.nbytes for array in result.tensors.values())
+    return len(result.drawn) + sum(array.nbytes for array in result.tensors.values())
 
 
 def _ids(segment: Appended) -> set[tuple[str, str]]:

@@ -50,17 +50,14 @@ class Thumbnails:
 
     Args:
         state: says whether somebody looks.
-        keep: the large ones are wanted by the sinks that follow.
     """
 
-    def __init__(self, state: State, *, keep: bool) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
-        self._keep = keep
 
     def write(self, result: Result) -> None:
         frame = result.frame
         assert isinstance(frame, SpoolFrame)
         if result.error is None and not frame.probe and self._state.wants_thumbnail():
             frame.thumbnail = thumbnail(result)
-        if not self._keep:
-            frame.image = None
+        frame.image = None

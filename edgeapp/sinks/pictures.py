@@ -7,22 +7,42 @@ import os
 from functools import lru_cache
 from pathlib import Path, PurePath
 
+import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
 from edgeapp import errors, paths
-from edgeapp.pixels import image_of
+from edgeapp.pixels import image_of, pixels_of
 from edgeapp.records import Result
 from edgeapp.sinks.writing import explained, whole_file
 
 JPEG_QUALITY = 90
+MOST_SIDE = 65500
+"""Pixels that a JPEG may have in a row or a column, by libjpeg."""
+
 GOLDEN_RATIO = 0.618034
 
 Box = tuple[float, float, float, float]
 Color = tuple[int, int, int]
 
 
+def draw(result: Result) -> None:
+    """Make `result.drawn` of its picture; any thread may. The input fails where it cannot be made."""
+    assert result.frame.image is not None
+    picture = image_of(result.frame.image).copy()
+    if max(picture.size) > MOST_SIDE:
+        result.error = errors.DataError(
+            f"cannot draw {paths.printable(result.frame.path)}: {picture.width}x{picture.height} pixels",
+            f"a JPEG has at most {MOST_SIDE} a side",
+            "leave out the annotated pictures, or give it smaller ones",
+        )
+        return
+    annotate(picture, result)
+    # Unlike Pillow's, this encoder lets other threads have the interpreter.
+    result.drawn = simplejpeg.encode_jpeg(pixels_of(picture), JPEG_QUALITY, "RGBX", "420")
+
+
 class PictureSink:
-    """Writes STEM.jpg for every picture into a folder, which is made when it is missing."""
+    """Writes STEM.jpg for every drawn picture into a folder, which is made when it is missing."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -33,7 +53,7 @@ class PictureSink:
                 raise PermissionError(13, "permission denied")
 
     def write(self, result: Result) -> None:
-        if result.error is not None or result.frame.image is None:
+        if not result.drawn:
             return
         stem = PurePath(result.frame.path).stem[:200]
         count = self._names[stem] = self._names.get(stem, 0) + 1
@@ -45,7 +65,7 @@ class PictureSink:
                 "name another folder",
             )
         with whole_file(str(target)) as file:
-            annotate(result).save(file, "JPEG", quality=JPEG_QUALITY)
+            file.write(result.drawn)
 
 
 def color_of(class_id: int) -> Color:
@@ -60,10 +80,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def annotate(result: Result) -> Image.Image:
-    """A copy of the picture with what was found drawn on it."""
-    assert result.frame.image is not None
-    picture = image_of(result.frame.image).copy()
+def annotate(picture: Image.Image, result: Result) -> None:
+    """Draw what was found on a picture."""
     draw = ImageDraw.Draw(picture)
     short = min(picture.size)
     font_size = max(11, round(short * 0.028))
@@ -82,7 +100,6 @@ def annotate(result: Result) -> Image.Image:
             text = f"{best.label} {best.score:.2f}"
             box = _tag(draw, picture.size, (line, y, line, y), text, color_of(best.class_id), font, [])
             y = box[3] + line
-    return picture
 
 
 def _tag(
