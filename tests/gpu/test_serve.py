@@ -544,6 +544,7 @@ def test_f15_inferences_leave_nothing(edgeapp: Program, spool: Spool, plan: Path
                 samples.append(Usage.of(it.process.pid))
                 if (free := memory.free_kb()) is not None:
                     free_kb.append(free)
+                print(f"{number} inferences, {time.monotonic() - started:.0f} s, {samples[-1]}", flush=True)
                 for path in spool.results.glob("2*.jsonl"):  # a million lines take 500 MB
                     path.unlink()
         rate = len(latencies) / (time.monotonic() - started)
