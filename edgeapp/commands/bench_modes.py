@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ class Row:
     thread_us: list[float] = field(default_factory=list)
     launch_us: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
-    stages_ms: dict[str, list[float]] = field(default_factory=dict)
+    stages_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:

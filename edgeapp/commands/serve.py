@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from edgeapp import errors, paths
+from edgeapp import errors, memory, paths
 from edgeapp.commands.hosting import Hosted, Reload, look_at
 from edgeapp.commands.publishing import Publishing, wrong_with_receivers
 from edgeapp.log import Talk
@@ -356,6 +356,7 @@ class Service:
                 if reload is not None and not self._ended and (reload.swap or self._next_is_open()):
                     self._switch(reload)
                     gc.collect()  # a pipeline is a circle of references, and holds its model's memory
+                    memory.give_back()
         except BaseException as error:
             self._failure = error
         finally:
@@ -461,6 +462,7 @@ class Service:
         else:
             self._next = None
             self._reload_over(reload, hosted.error)
+            memory.give_back()
 
     def _next_is_open(self) -> bool:
         return self._next is not None and self._next.known and self._next.error is None

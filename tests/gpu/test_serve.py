@@ -47,7 +47,7 @@ RELOADS = int(os.environ.get("EDGEAPP_GPU_RELOADS", "60"))
 FAULTS = int(os.environ.get("EDGEAPP_GPU_FAULTS", "1"))
 INFERENCES = int(os.environ.get("EDGEAPP_GPU_INFERENCES", "20000"))
 
-pytestmark = pytest.mark.timeout(7200 if max(RELOADS, FAULTS * 100, INFERENCES // 20) > 1000 else 300)
+pytestmark = pytest.mark.timeout(7200 if max(RELOADS, FAULTS * 100, INFERENCES // 20) > 300 else 300)
 
 PICTURES = sorted(DEMO.glob("bench-*.jpg"))
 LOST_S = 1.0
@@ -364,8 +364,7 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
     gpu_kb = growth([-free for free in free_kb]) if free_kb else None
     assert not failed, failed[:1]
     assert not inputs["failed"]
-    most_kb = RELOAD_KB * count + TENSORRT_KB * loads if count > 500 else MOST_WARMING_KB
-    grown = assert_flat(samples, most_kb)
+    grown = growth([one.rss_kb for one in samples])
     show_row(
         f"F10 reloads, {way}", reloads=count, bad=count - codes[0], inferences=inputs["done"], failed_inferences=0,
         median_s=percentile(took_s, 50), longest_s=max(took_s), kB_a_reload=grown / (0.75 * count), loads=loads,
@@ -373,6 +372,7 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
         GPU_kB_in_all="not told" if gpu_kb is None else int(gpu_kb), descriptors=samples[-1].descriptors,
         threads=samples[-1].threads, exit_codes=dict(sorted(codes.items())),
     )  # fmt: skip
+    assert_flat(samples, RELOAD_KB * count + TENSORRT_KB * loads if count > 500 else MOST_WARMING_KB)
     assert gpu_kb is None or gpu_kb <= GPU_KB, free_kb
 
 
