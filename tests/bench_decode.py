@@ -77,7 +77,7 @@ def pixels(path: str, lent: bool, kept: bool) -> float:
     import numpy as np
 
     from edgeapp.pixels import pixels_of
-    from edgeapp.sources.files import read_picture
+    from edgeapp.sources.pictures import read_picture
 
     image, _ = read_picture(path, 10**9)
     return median_ms((lambda: pixels_of(image)) if lent else (lambda: np.asarray(image)), time.perf_counter)

@@ -25,7 +25,7 @@ from edgeapp.pixels import pixels_of
 from edgeapp.preprocess import Preprocessor
 from edgeapp.records import Frame, Letterbox
 from edgeapp.sources import FileSource
-from edgeapp.sources.files import read_picture
+from edgeapp.sources.pictures import read_picture
 from edgeapp.stopping import Stop
 
 LIMIT = 100_000_000

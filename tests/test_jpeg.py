@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgeapp import errors
 from edgeapp.pixels import image_of, pixels_of
-from edgeapp.sources.files import read_picture
+from edgeapp.sources.pictures import read_picture
 
 LIMIT = 1_000_000
 Fit = Callable[[tuple[int, int]], tuple[int, int]]

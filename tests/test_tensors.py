@@ -102,7 +102,7 @@ def test_names_and_shapes_are_checked_by_name() -> None:
 
 MANY_READERS = """
 import gc, json, sys, threading
-from edgeapp.sources.files import read_tensors
+from edgeapp.sources.arrays import read_tensors
 sys.setswitchinterval(1e-6)
 gc.set_threshold(10)
 gc.callbacks.append(lambda *_: sum(range(50)))  # Python code in the middle of a parse: another thread may have its turn

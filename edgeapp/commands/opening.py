@@ -316,7 +316,7 @@ def make_runner(
     beyond = BATCHES_BEYOND_DECODING * settings.streams
     if settings.save:
         beyond = BATCHES_TO_SAVE + -(-drawers(decoders) // batch)
-    hosts = settings.slots or -(-decoders // batch) + beyond
+    hosts = settings.slots or (decoders if model.side_by_side else -(-decoders // batch) + beyond)
     hosts = min(hosts, batches or hosts)
     if getattr(engine, "pictures_only", False):  # a GpuEngine
         with suppress(errors.DataError):  # outputs of a size that only the run tells

@@ -22,7 +22,9 @@ from edgeapp.service.room import NoRoomError, Room
 from edgeapp.service.spool import Spool, dumps, stamp_of
 from edgeapp.service.stream import Reply
 from edgeapp.settings import DEFAULT_MAX_PIXELS
-from edgeapp.sources.files import FileSource, Fit, open_regular, read_frame
+from edgeapp.sources.files import FileSource, read_frame
+from edgeapp.sources.pictures import Fit
+from edgeapp.sources.regular import open_regular
 from edgeapp.stopping import Stop
 
 MOST_AT_ONCE = 64
