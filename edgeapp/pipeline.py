@@ -298,9 +298,10 @@ class Pipeline:
             EdgeappError: the engine, the source or a sink failed for good, or the system refuses threads.
             Stopped: a signal came.
         """
-        # A thread that wants the interpreter gets it after this time, not after 5 ms (measured: the stall of the
-        # thread that feeds the GPU falls from 5.3 to 0.8 ms).
-        sys.setswitchinterval(5e-4)
+        if not self._side_by_side:
+            # A thread that wants the interpreter gets it after this time, not after 5 ms (measured: the stall of the
+            # thread that feeds the GPU falls from 5.3 to 0.8 ms).
+            sys.setswitchinterval(5e-4)
         started = time.perf_counter()
         hosts = self._runner.hosts if self._runner else range(self._decoders + 2)
         for host in hosts:
