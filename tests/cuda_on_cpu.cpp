@@ -61,5 +61,6 @@ extern "C" void run_suppress(const int *grid, const void *picked, void *results,
 extern "C" int size_of_picture() { return sizeof(Picture); }
 extern "C" int size_of_network() { return sizeof(Network); }
 extern "C" int size_of_head() { return sizeof(Head); }
+extern "C" int most_suppressed() { return MOST_SUPPRESSED; }
 extern "C" int size_of_suppression() { return sizeof(Suppression); }
 extern "C" int size_of_candidate() { return sizeof(Candidate); }

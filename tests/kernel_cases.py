@@ -226,6 +226,15 @@ def check_nms(filter_: Filter, head: str, array: np.ndarray, threshold: float, m
     return counts.tolist()
 
 
+def check_limits(filter_: Filter) -> None:
+    """Without boxes none is left, and neither of too many: they are counted, so that the host takes the whole head."""
+    array = crowd("yolov8", np.float32, 60, 2, 0)
+    array[1, 4:] = 0
+    with np.errstate(all="ignore"):
+        assert check_nms(filter_, "yolov8", array, 0.01, 20, Nms(0.5, 10)) == [0, 0]
+        assert check_nms(filter_, "yolov8", array, 0.01, 60, Nms(0.5, 10))[0] > 0
+
+
 def check_filter(filter_: Filter, head: str, array: np.ndarray, threshold: float, most: int) -> list[int]:
     """Whether filtering gives what decoding the head gives, to the bit; the candidates of each place."""
     results = filter_(head.removesuffix("_transposed"), head.endswith("transposed"), array, threshold, most, None)
