@@ -8,10 +8,12 @@ other variables say goes wrong in the workers: see `misbehave`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,18 +53,18 @@ def misbehave(settings: Settings, total: int | None, desk: Desk) -> None:
     environ = os.environ
     if str(desk.device) in environ.get("FLEET_CLOSED", "").split(","):
         raise errors.DataError("cannot run the model", "a stand-in", "choose another GPU")
-    read, count = desk.read, 0
+    read, numbers = desk.read, itertools.count(1)
 
     def broken(frame: Frame) -> None:
-        nonlocal count
-        count += 1
+        count = next(numbers)  # several threads read
         name = os.path.basename(frame.path)
         if name == environ.get("FLEET_POISON"):
             print("the poison works", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGSEGV)
-        if (shy := environ.get("FLEET_SHY")) and not Path(shy).exists() and count == 20:
-            Path(shy).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if (shy := environ.get("FLEET_SHY")) and count == 20:
+            with suppress(FileExistsError):  # of all processes only one makes it
+                Path(shy).touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
         if environ.get("FLEET_SLOW") == str(desk.device):
             time.sleep(float(environ.get("FLEET_SLOW_S", "0.02")))
         if environ.get("FLEET_BROKEN") == str(desk.device) and count >= 20:
