@@ -19,6 +19,10 @@ import pytest
 from PIL import Image
 from support import Program, plain_png
 
+from edgeapp import errors
+from edgeapp.records import Detection, Frame, Result
+from edgeapp.sinks.pictures import draw
+
 Noise = Callable[[int, int], Image.Image]
 ULTRALYTICS_NAMES = ("bolt", "nut", "gear")
 
@@ -249,6 +253,19 @@ def test_picture_that_no_jpeg_can_be_fails_alone(program: Program, models: Path,
     assert "65500" in row["error"]["why"]
     assert "error" not in other
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["picture.jpg"]
+
+
+@pytest.mark.parametrize(
+    "corners", [(50.0, 5.0, 5.0, 50.0), (float("nan"), 5.0, 50.0, 50.0)], ids=["inside-out", "nan"]
+)
+def test_boxes_that_cannot_be_drawn_fail_their_input_alone(corners: tuple[float, float, float, float]) -> None:
+    """A broken model gives such; the error stays with the input, and ends no run and no service."""
+    frame = Frame("x.jpg", image=Image.new("RGB", (64, 64)), picture_wh=(64, 64))
+    result = Result(frame, "detect", detections=[Detection(0, "a", 0.9, corners)])
+    draw(result)
+    assert isinstance(result.error, errors.DataError)
+    assert "x.jpg" in result.error.what
+    assert not result.drawn
 
 
 def test_save_never_overwrites_an_input(source_program: Program, models: Path, picture: Path, tmp_path: Path) -> None:

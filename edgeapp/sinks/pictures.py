@@ -36,9 +36,16 @@ def draw(result: Result) -> None:
             "leave out the annotated pictures, or give it smaller ones",
         )
         return
-    annotate(picture, result)
-    # Unlike Pillow's, this encoder lets other threads have the interpreter.
-    result.drawn = simplejpeg.encode_jpeg(pixels_of(picture), JPEG_QUALITY, "RGBX", "420")
+    try:
+        annotate(picture, result)
+        # Unlike Pillow's, this encoder lets other threads have the interpreter.
+        result.drawn = simplejpeg.encode_jpeg(pixels_of(picture), JPEG_QUALITY, "RGBX", "420")
+    except (OSError, ValueError, ArithmeticError) as error:  # such as a box whose right is left of its left
+        result.error = errors.DataError(
+            f"cannot draw on {paths.printable(result.frame.path)}",
+            str(error),
+            "look at what the model gives: --output without the annotated pictures",
+        )
 
 
 class PictureSink:
