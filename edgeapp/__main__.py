@@ -1,6 +1,12 @@
 """What edgeapp.spec freezes, and what `python -m edgeapp` runs."""
 
-from edgeapp.cli import main
+import sys
+
+from edgeapp import headstart
 
 if __name__ == "__main__":
+    headstart.begin(sys.argv[1:])
+
+    from edgeapp.cli import main
+
     main()

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "edgeapp"
 # A module may import modules of lower levels, and its own folder.
 LEVELS = {
     "__init__": 0, "errors": 0, "records": 0, "paths": 0, "launched": 0, "gpus": 0, "stopping": 0, "workers": 0,
-    "memory": 0, "cores": 0, "literals": 0,
+    "memory": 0, "cores": 0, "literals": 0, "headstart": 0,
     "settings": 1, "log": 1, "labels": 1, "plan": 1, "model": 1, "fitting": 1, "tensors": 1, "minisign": 1, "pixels": 1,
     "config": 1, "forking": 1,
     "sources": 2, "sinks": 2, "preprocess": 2, "postprocess": 2, "gpu": 2, "cpu": 2, "trust": 2, "golden": 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from edgeapp.settings import Settings
 from edgeapp.stopping import Stop
 
 if TYPE_CHECKING:
+    from edgeapp.records import Result
     from edgeapp.sources import FileSource
 
 
@@ -37,7 +39,12 @@ def run(settings: Settings, stop: Stop, talk: Talk) -> int:
     trace = Trace()
     with ExitStack() as stack:
         if model_file is not None and model_file.kind == plan.PLAN:
-            stack.enter_context(head_start(settings.device, trace))
+            stack.enter_context(
+                head_start(
+                    model_file, settings.device, trace,
+                    library=settings.tensorrt_library, host_code=settings.allow_host_code,
+                )
+            )  # fmt: skip
         return _run(model_file, settings, trace, stop, talk)
 
 
@@ -46,9 +53,12 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
     with trace.step("import NumPy and Pillow"):
         from edgeapp.pipeline import Pipeline
         from edgeapp.sinks import open_sinks
-        from edgeapp.sinks.pictures import draw
         from edgeapp.sources import FileSource
         from edgeapp.sources.files import standard_input
+
+        draw: Callable[[Result], None] | None = None
+        if settings.save is not None:
+            from edgeapp.sinks.pictures import draw
 
     stream = standard_input() if "-" in settings.input else None
     source = FileSource(
@@ -81,7 +91,7 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
                 batch=model.batch,
                 decoders=decoders,
                 keep_pictures=False,
-                draw=draw if settings.save is not None else None,
+                draw=draw,
                 finished=progress.finished,
                 stop=stop,
                 side_by_side=model.side_by_side,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from typing import Any
 
-from edgeapp import errors, paths
+from edgeapp import errors, headstart, paths
 from edgeapp.gpu import faults
 
-LIBRARY = "libcuda.so.1"
+LIBRARY = headstart.LIBRARY
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 SIGNATURES: dict[str, tuple[type, ...]] = {
@@ -102,12 +101,11 @@ class Driver:
         Raises:
             NoGpuError: the driver finds no usable GPU; the reason is named.
         """
-        # Kernels are loaded when first used: less memory and a faster start. The driver reads it now.
-        os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+        headstart.make_lazy()
         self._check(self._library.cuInit(0), "cuInit")
 
     def retain_context(self, number: int) -> None:
-        """Make the primary context of a GPU, or count one more who needs it.
+        """Make the primary context of a GPU, or count one more who needs it; current in this thread.
 
         Raises:
             NoGpuError: it cannot be made.
@@ -115,6 +113,7 @@ class Driver:
         context = ctypes.c_void_p()
         code = self._library.cuDevicePrimaryCtxRetain(ctypes.byref(context), self._device(number))
         self._check(code, "cuDevicePrimaryCtxRetain")
+        self._check(self._library.cuCtxSetCurrent(context), "cuCtxSetCurrent")
 
     def release_context(self, number: int) -> None:
         """Undo `retain_context`."""

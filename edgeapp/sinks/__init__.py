@@ -12,7 +12,6 @@ from edgeapp.records import Result
 from edgeapp.sinks.csv_file import CsvSink
 from edgeapp.sinks.jsonl import JsonlSink
 from edgeapp.sinks.npz import NpzSink
-from edgeapp.sinks.pictures import PictureSink
 
 
 class Sink(Protocol):
@@ -55,5 +54,7 @@ def open_sinks(outputs: tuple[str, ...], save: str | None, *, many_inputs: bool,
                 "use .jsonl, .csv or .npz",
             )
     if save is not None:
+        from edgeapp.sinks.pictures import PictureSink  # late: what draws takes time to load
+
         sinks.append(PictureSink(save))
     return sinks

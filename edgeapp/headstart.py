@@ -1,0 +1,73 @@
+"""The GPU's driver begins to come up before the command line is read and beside the imports: it takes the longest."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+LIBRARY = "libcuda.so.1"
+"""Of the NVIDIA driver; found by the loader."""
+
+ENDINGS = (".engine", ".plan", ".trt")
+
+_thread: threading.Thread | None = None
+
+
+def begin(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
+    """Have cuInit run on a thread if the words ask in the plainest way for a plan to be run on one GPU.
+
+    It is a guess: where it is wrong, the driver came up for nothing; where it says no, the driver comes up later.
+
+    Args:
+        words: the command line without the program.
+    """
+    if _runs_a_plan(words, environment):
+        go_on(_initialise)
+
+
+def go_on(call: Callable[[], None]) -> None:
+    """Have a call made on a thread once what has begun before is over, or not at all, where threads are refused."""
+    global _thread
+    former = _thread
+
+    def run() -> None:
+        if former is not None:
+            former.join()
+        call()
+
+    thread = threading.Thread(target=run, name="head start")
+    with suppress(RuntimeError):
+        thread.start()
+        _thread = thread
+
+
+def wait() -> None:
+    """Until what has begun is over."""
+    if _thread is not None:
+        _thread.join()
+
+
+def _runs_a_plan(words: Sequence[str], environment: Mapping[str, str]) -> bool:
+    # The workers of several GPUs are forks, for which a driver that came up before them is of no use.
+    others = ("-h", "--help", "--version", "--device", "--config")
+    if any(word.startswith(others) for word in words) or {"EDGEAPP_DEVICE", "EDGEAPP_CONFIG"} & environment.keys():
+        return False
+    if not words or not (words[0] == "run" or words[0].startswith("-")) or "--engine" not in words[:-1]:
+        return False
+    engine = words[words.index("--engine") + 1]
+    return engine.endswith(ENDINGS) and os.path.isfile(engine)
+
+
+def _initialise() -> None:
+    # What fails is left to edgeapp.gpu.driver, which takes the same steps again: they are quick the second time.
+    with suppress(OSError, AttributeError):
+        make_lazy()
+        ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL).cuInit(0)
+
+
+def make_lazy() -> None:
+    """Have the driver load kernels when they are first used: less memory and a faster start. cuInit reads it."""
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
