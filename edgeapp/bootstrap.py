@@ -38,15 +38,6 @@ class Trace:
         finally:
             self.steps.append((name, (time.perf_counter() - started) * 1e3))
 
-    @contextmanager
-    def step_beside(self, name: str) -> Iterator[None]:
-        """A step of another thread."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.beside.append((f"beside: {name}", (time.perf_counter() - started) * 1e3))
-
     def __str__(self) -> str:
         rows = [*self.steps, ("together", sum(ms for _, ms in self.steps)), *self.beside]
         return "\n".join(f"{ms:9.1f} ms  {name}" for name, ms in rows)
@@ -248,20 +239,21 @@ def head_start(
         from edgeapp.gpu.driver import Driver
 
         with suppress(errors.EdgeappError, AttributeError, ImportError):  # or the driver lacks a function
-            with trace.step_beside("cuInit"):
+            with headstart.step("find and initialise the driver"):
                 driver = Driver()
                 driver.initialise()
-            with trace.step_beside("primary context"):
+            with headstart.step("primary context"):
                 driver.require(device)
                 driver.retain_context(device)
                 release.append(partial(driver.release_context, device))
-            with trace.step_beside("TensorRT and PyCUDA"):
+            with headstart.step("TensorRT and PyCUDA"):
                 from edgeapp.gpu import engine, runtimes
 
                 choice = runtimes.choose(plan, library, host_code=host_code)
                 engine.load_libraries(choice)
                 engine.import_bindings(choice)
                 import pycuda.driver  # noqa: F401
+        trace.beside += headstart.steps
 
     headstart.go_on(begin)
     try:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 LIBRARY = "libcuda.so.1"
 """Of the NVIDIA driver; found by the loader."""
 
 ENDINGS = (".engine", ".plan", ".trt")
+
+steps: list[tuple[str, float]] = []
+"""What was done on threads of this module: (step, milliseconds)."""
 
 _thread: threading.Thread | None = None
 
@@ -50,6 +54,16 @@ def wait() -> None:
         _thread.join()
 
 
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Add the body of a `with` to the steps."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        steps.append((f"beside: {name}", (time.perf_counter() - started) * 1e3))
+
+
 def _runs_a_plan(words: Sequence[str], environment: Mapping[str, str]) -> bool:
     # The workers of several GPUs are forks, for which a driver that came up before them is of no use.
     others = ("-h", "--help", "--version", "--device", "--config")
@@ -63,7 +77,7 @@ def _runs_a_plan(words: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 def _initialise() -> None:
     # What fails is left to edgeapp.gpu.driver, which takes the same steps again: they are quick the second time.
-    with suppress(OSError, AttributeError):
+    with step("cuInit"), suppress(OSError, AttributeError):
         make_lazy()
         ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL).cuInit(0)
 
