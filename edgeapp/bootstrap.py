@@ -239,13 +239,14 @@ def head_start(
         from edgeapp.gpu.driver import Driver
 
         with suppress(errors.EdgeappError, AttributeError, ImportError):  # or the driver lacks a function
-            with headstart.step("find and initialise the driver"):
+            with headstart.step("driver"):
                 driver = Driver()
                 driver.initialise()
-            with headstart.step("primary context"):
                 driver.require(device)
                 driver.retain_context(device)
                 release.append(partial(driver.release_context, device))
+                while headstart.contexts:
+                    release.append(partial(driver.release_context, headstart.contexts.pop()))
             with headstart.step("TensorRT and PyCUDA"):
                 from edgeapp.gpu import engine, runtimes
 

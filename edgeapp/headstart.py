@@ -12,7 +12,13 @@ from contextlib import contextmanager, suppress
 LIBRARY = "libcuda.so.1"
 """Of the NVIDIA driver; found by the loader."""
 
+FIRST = 0
+"""The GPU of a run that names none."""
+
 ENDINGS = (".engine", ".plan", ".trt")
+
+contexts: list[int] = []
+"""GPUs whose primary context is kept since `begin`; whoever uses them takes them out and releases them."""
 
 steps: list[tuple[str, float]] = []
 """What was done on threads of this module: (step, milliseconds)."""
@@ -21,7 +27,7 @@ _thread: threading.Thread | None = None
 
 
 def begin(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
-    """Have cuInit run on a thread if the words ask in the plainest way for a plan to be run on one GPU.
+    """Have the driver come up on a thread if the words ask in the plainest way for a plan to be run on the first GPU.
 
     It is a guess: where it is wrong, the driver came up for nothing; where it says no, the driver comes up later.
 
@@ -29,7 +35,7 @@ def begin(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> 
         words: the command line without the program.
     """
     if _runs_a_plan(words, environment):
-        go_on(_initialise)
+        go_on(_bring_up_driver)
 
 
 def go_on(call: Callable[[], None]) -> None:
@@ -75,11 +81,18 @@ def _runs_a_plan(words: Sequence[str], environment: Mapping[str, str]) -> bool:
     return engine.endswith(ENDINGS) and os.path.isfile(engine)
 
 
-def _initialise() -> None:
+def _bring_up_driver() -> None:
     # What fails is left to edgeapp.gpu.driver, which takes the same steps again: they are quick the second time.
-    with step("cuInit"), suppress(OSError, AttributeError):
-        make_lazy()
-        ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL).cuInit(0)
+    with suppress(OSError, AttributeError):
+        with step("find libcuda.so.1, cuInit"):
+            make_lazy()
+            driver = ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
+            driver.cuInit(0)
+        with step("primary context"):
+            device, context = ctypes.c_int(), ctypes.c_void_p()
+            if driver.cuDeviceGet(ctypes.byref(device), FIRST) == 0:
+                retained = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
+                contexts.extend([FIRST] * retained)
 
 
 def make_lazy() -> None:
