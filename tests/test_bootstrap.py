@@ -38,12 +38,22 @@ def plan(tmp_path: Path) -> Path:
 
 
 def stand_in(folder: Path, *, init: int = 0, devices: int = 0, sleep_s: int = 0) -> Path:
-    """A libcuda.so.1 that answers cuInit with `init` and counts `devices` GPUs; it can do nothing else."""
+    """A libcuda.so.1 that answers cuInit with `init` and counts `devices` GPUs; it can do nothing else.
+
+    Each cuInit makes its file "begun" one byte longer.
+    """
     source = folder / "cuda.c"
     source.write_text(
         f"""
+        #include <fcntl.h>
         #include <unistd.h>
-        int cuInit(unsigned f) {{ sleep({sleep_s}); return {init}; }}
+        int cuInit(unsigned f) {{
+            int file = open("{folder}/begun", O_WRONLY | O_CREAT | O_APPEND, 0600);
+            (void)!write(file, "i", 1);
+            close(file);
+            sleep({sleep_s});
+            return {init};
+        }}
         int cuDriverGetVersion(int *v) {{ *v = 12020; return 0; }}
         int cuDeviceGetCount(int *n) {{ *n = {devices}; return 0; }}
         """
@@ -141,6 +151,61 @@ def test_signal_during_the_start_ends_between_two_steps(program: Program, plan: 
     _, talk = child.communicate(timeout=20)
     assert child.returncode == -signal.SIGTERM, talk
     assert b"Traceback" not in talk
+
+
+@pytest.mark.parametrize(
+    ("words", "early"),
+    [
+        (["--engine", "{plan}", "--unknown"], True),
+        (["run", "--unknown", "--engine", "{plan}"], True),
+        (["--engine", "{plan}", "--unknown", "--help"], False),
+        (["--engine", "{plan}", "--unknown", "--device", "all"], False),
+        (["--engine", "{plan}", "--unknown", "--config=x.toml"], False),
+        (["--engine", "none.plan", "--unknown"], False),
+        (["--engine", "{onnx}", "--unknown"], False),
+        (["--unknown", "--engine"], False),
+        (["inspect", "{plan}", "--unknown"], False),
+        (["bench", "--engine", "{plan}", "--unknown"], False),
+        ([], False),
+    ],
+)
+def test_driver_begins_before_the_command_line_is_read(
+    program: Program, plan: Path, tmp_path: Path, words: list[str], early: bool
+) -> None:
+    """In the plainest call alone; an unknown word ends the program before the driver is asked again."""
+    folder, onnx = stand_in(tmp_path), tmp_path / "m.onnx"
+    onnx.touch()
+    given = [word.format(plan=plan, onnx=onnx) for word in words]
+    done = program(*given, env={"LD_LIBRARY_PATH": str(folder)})
+    assert done.returncode == (0 if "--help" in words else 64), done
+    assert (tmp_path / "begun").exists() == early
+
+
+@pytest.mark.parametrize("name", ["EDGEAPP_DEVICE", "EDGEAPP_CONFIG"])
+def test_driver_does_not_begin_early_where_others_may_name_the_gpus(
+    program: Program, plan: Path, tmp_path: Path, name: str
+) -> None:
+    """Workers of several GPUs are forks: a driver that had begun before would be of no use to them."""
+    folder = stand_in(tmp_path)
+    done = program("--engine", plan, "--unknown", env={"LD_LIBRARY_PATH": str(folder), name: "0"})
+    assert done.returncode == 64, done
+    assert not (tmp_path / "begun").exists()
+
+
+def test_head_start_goes_without_threads() -> None:
+    """Where the system refuses a thread, all is done in its turn."""
+    code = (
+        "import threading\n"
+        "from edgeapp import headstart\n"
+        "def refuse(self):\n    raise RuntimeError('can\\'t start new thread')\n"
+        "threading.Thread.start = refuse\n"
+        "headstart.go_on(print)\n"
+        "headstart.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 class Recorder(Bootstrap):
