@@ -79,6 +79,8 @@ def refusal(what: str, error: OSError, *, writing: bool = False) -> errors.Edgea
         return errors.SystemRefusedError(what, why, "raise the limit (ulimit -n, memory) and try again")
     if error.errno == errno.EIO:
         return errors.InputOutputError(what, why, "check the disk: dmesg tells more")
+    if writing and error.errno == errno.EROFS:
+        return errors.CannotWriteError(what, why, "name another place, or make this one writable (mount -o remount,rw)")
     if writing:
         return errors.CannotWriteError(what, why, "name an output that can be written")
     if isinstance(error, FileNotFoundError | NotADirectoryError):

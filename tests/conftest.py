@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from campaigning import Row
 from PIL import Image
 from support import ROOT, Clock, Program, frozen_binary
 
@@ -88,3 +89,30 @@ def picture(tmp_path: Path, noise: Callable[[int, int], Image.Image]) -> Path:
     path = tmp_path / "picture.jpg"
     noise(96, 64).save(path, quality=95)
     return path
+
+
+@pytest.fixture
+def row(record_property: Callable[[str, object], None]) -> Row:
+    """Give the numbers of this fault's row of the table."""
+
+    def record(fault: str, **numbers: object) -> None:
+        record_property("fault", fault)
+        for name, value in numbers.items():
+            record_property(name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value)
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            told = dict(report.user_properties)
+            if report.when == "call" and "fault" in told:
+                fault = str(told.pop("fault"))
+                numbers = ", ".join(f"{name} {value}" for name, value in told.items())
+                rows.append((int(fault.split()[0].strip("F")), f"| {fault} | {numbers} | {report.outcome} |"))
+    if rows:
+        terminalreporter.write_line("| fault | numbers | |\n|---|---|---|")
+        for _, line in sorted(rows):
+            terminalreporter.write_line(line)

@@ -92,6 +92,40 @@ def classifier(path: Path, batch: int | str = "batch") -> Path:
     )
 
 
+def hanging(path: Path) -> Path:
+    """As `classifier`, for one picture; a white one is never done: a loop has 2**62 rounds for it."""
+    scalar = [value("total", T.FLOAT, [])]
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["so_far", "one"], ["total"]),
+        ],
+        "rounds",
+        [value("round", T.INT64, []), value("go", T.BOOL, []), value("so_far", T.FLOAT, [])],
+        [value("go_on", T.BOOL, []), *scalar],
+    )
+    return save(
+        path,
+        [
+            helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0),
+            helper.make_node("Greater", ["mean", "white"], ["is_white"]),
+            helper.make_node("Where", ["is_white", "many", "none"], ["rounds"]),
+            helper.make_node("Loop", ["rounds", "", "zero"], ["waited"], body=body),
+            helper.make_node("GlobalAveragePool", ["images"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "w"], ["found"]),
+            helper.make_node("Add", ["found", "waited"], ["logits"]),
+        ],
+        [value("images", T.FLOAT, [1, 3, 32, 32])],
+        [value("logits", T.FLOAT, [1, 3])],
+        {
+            "w": np.eye(3, dtype=np.float32) * 10, "white": np.array(0.999, np.float32),
+            "many": np.array(1 << 62, np.int64), "none": np.array(0, np.int64),
+            "zero": np.array(0, np.float32), "one": np.array(1, np.float32),
+        },
+    )  # fmt: skip
+
+
 def multi_io(path: Path) -> Path:
     """image, scale and shift of two dtypes -> features, winner and bright of three; free batch and size."""
     rng = np.random.default_rng(1)
@@ -246,6 +280,7 @@ def write_all(folder: Path) -> None:
     conv(folder / "conv.onnx")
     classifier(folder / "classifier.onnx")
     classifier(folder / "classifier_batch4.onnx", 4)
+    hanging(folder / "hanging.onnx")
     multi_io(folder / "multi_io.onnx")
     nonzero(folder / "nonzero.onnx")
     dtypes(folder / "dtypes.onnx")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from campaigning import CAMPAIGN, found, long_control, planted
 from PIL import Image
 from serving import Spool, serving, until
 from support import ROOT, Program
@@ -27,7 +28,6 @@ from edgeapp.service import spool as folders
 from edgeapp.service.durable import Appended
 
 MODEL = ROOT / "edgeapp" / "data" / "demo" / "model.onnx"
-CAMPAIGN = os.environ.get("EDGEAPP_CAMPAIGN") == "1"
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 """ioctl of ext4 and XFS (linux/fs.h), and its flag."""
 
@@ -42,6 +42,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("small") / "x.jpg"
     Image.new("RGB", (64, 48), (10, 200, 90)).save(path)
     return path.read_bytes()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
 
 
 def is_done(spool: Spool) -> bool:
@@ -76,29 +81,61 @@ def finished_by_the_next(program: Program, spool: Spool, words: Sequence[str]) -
     spool.assert_each_once()
 
 
+WORDS = ("--settle-s", "0.05", "--write", "jsonl", "json")
+
+
+def killed_at(program: Program, clean: Program, spool: Spool, small: bytes, call: str, number: int) -> bool:
+    """Whether the process had a call of that number, which was its last one; `clean` finishes what it left."""
+    for index in range(3):
+        spool.put(small + b"%d" % index, f"{index}.jpg")
+    spool.put(b"junk", "junk.jpg")
+    it_dies = disturbed(program, spool, call, f"signal=SIGKILL:when={number}")
+    with serving(it_dies, spool, *WORDS, engine=MODEL, ready=False, stderr=subprocess.DEVNULL) as it:
+        until(lambda: it.process.poll() is not None or is_done(spool), "end")
+        killed = it.process.poll() is not None
+    finished_by_the_next(clean, spool, WORDS)
+    assert len(spool.lines()) == 4, (call, number)
+    return killed
+
+
 @needs_strace
 @pytest.mark.parametrize("call", CALLS)
 def test_killed_at_each_system_call_nothing_is_lost(
     source_program: Program, tmp_path: Path, small: bytes, call: str
 ) -> None:
     """The N-th call of the write path is the last one of the process, for every N (without a campaign: some)."""
-    numbers = range(1, 60) if CAMPAIGN else (1, 3)
-    for number in numbers:
+    for number in range(1, 60) if CAMPAIGN else (1, 3):
         spool = Spool(tmp_path / f"{call}-{number}")
-        for index in range(3):
-            spool.put(small + b"%d" % index, f"{index}.jpg")
-        spool.put(b"junk", "junk.jpg")
-        program = disturbed(source_program, spool, call, f"signal=SIGKILL:when={number}")
-        words = ("--settle-s", "0.05", "--write", "jsonl", "json")
-        with serving(program, spool, *words, engine=MODEL, ready=False, stderr=subprocess.DEVNULL) as it:
-            until(lambda it=it, spool=spool: it.process.poll() is not None or is_done(spool), "end")  # type: ignore[misc]
-            killed = it.process.poll() is not None
-        finished_by_the_next(source_program, spool, words)
-        assert len(spool.lines()) == 4, (call, number)
+        killed = killed_at(source_program, source_program, spool, small, call, number)
         assert killed or number > 1, "the injection does nothing"
         shutil.rmtree(spool.root)
         if not killed:
             break
+
+
+@long_control
+@needs_strace
+def test_killed_finds_results_kept_in_memory(source_program: Program, spool: Spool, small: bytes) -> None:
+    """The negative control: inputs are moved before their results are written."""
+    faulty = planted(source_program, "buffers")
+    found(r"done/\d\.jpg", lambda: killed_at(faulty, source_program, spool, small, "renameat2", 3))
+
+
+def refused_at(
+    program: Program, clean: Program, spool: Spool, small: bytes, call: str, error: str, number: int | str
+) -> None:
+    """The call of that number ("1+": all) fails; it goes on or ends with a code that says why, and `clean` finishes."""
+    for index in range(3):
+        spool.put(small + b"%d" % index, f"{index}.jpg")
+    it_fails = disturbed(program, spool, call, f"error={error}:when={number}")
+    log = spool.root / "log"
+    with log.open("wb") as stderr, serving(it_fails, spool, *WORDS, engine=MODEL, ready=False, stderr=stderr) as it:
+        until(lambda: it.process.poll() is not None or is_done(spool), "end")
+        code = it.process.poll()
+    said = log.read_text()
+    assert code in (None, 0, 66, 71, 73, 74, 77), (call, error, number, code, said)
+    assert "Traceback" not in said, said
+    finished_by_the_next(clean, spool, WORDS)
 
 
 @needs_strace
@@ -110,19 +147,16 @@ def test_refused_system_call_loses_nothing(
     """It recovers, or ends with a documented code; the next start finishes what is left."""
     for number in range(1, 21) if CAMPAIGN else (2,):
         spool = Spool(tmp_path / f"{call}-{error}-{number}")
-        for index in range(3):
-            spool.put(small + b"%d" % index, f"{index}.jpg")
-        program = disturbed(source_program, spool, call, f"error={error}:when={number}")
-        words = ("--settle-s", "0.05", "--write", "jsonl", "json")
-        log = tmp_path / "log"
-        with log.open("wb") as stderr, serving(program, spool, *words, engine=MODEL, ready=False, stderr=stderr) as it:
-            until(lambda it=it, spool=spool: it.process.poll() is not None or is_done(spool), "end")  # type: ignore[misc]
-            code = it.process.poll()
-        said = log.read_text()
-        assert code in (None, 0, 66, 71, 73, 74, 77), (call, error, number, code, said)
-        assert "Traceback" not in said, said
-        finished_by_the_next(source_program, spool, words)
+        refused_at(source_program, source_program, spool, small, call, error, number)
         shutil.rmtree(spool.root)
+
+
+@long_control
+@needs_strace
+def test_refused_finds_who_does_not_look(source_program: Program, spool: Spool, small: bytes) -> None:
+    """The negative control: a result that cannot be written is lost without a word."""
+    faulty = planted(source_program, "careless")
+    found(r"done/\d\.jpg", lambda: refused_at(faulty, source_program, spool, small, "fdatasync", "EIO", "1+"))
 
 
 # --- the power goes ---------------------------------------------------------------------------------------------------

@@ -136,6 +136,11 @@ def _refused_address(address: Address, error: OSError) -> errors.EdgeappError:
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return errors.SystemRefusedError(what, "this machine does not have that address (yet)", "ip address lists them")
+    if error.errno == errno.EAFNOSUPPORT:
+        return errors.ConfigurationError(
+            what, "no sockets of this kind are allowed here",
+            f"edgeapp service install --http {address} writes a unit file that allows them; IPv6 may be switched off",
+        )  # fmt: skip
     if isinstance(error, PermissionError) and not address.path:
         return errors.NotPermittedError(what, "ports below 1024 are root's", "choose a port from 1024 on")
     return paths.refusal(what, error, writing=True)

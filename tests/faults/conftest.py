@@ -1,4 +1,4 @@
-"""One row of a table for each fault, printed at the end; the program and a model that takes no time."""
+"""The program and a model that takes no time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from campaigning import CAMPAIGN, Row
+from campaigning import CAMPAIGN
 from PIL import Image
 from serving import Spool
 from support import BINARY, Program
@@ -49,30 +49,3 @@ def small() -> Callable[[int], bytes]:
     data = io.BytesIO()
     Image.new("RGB", (32, 32), (200, 40, 90)).save(data, "JPEG")
     return lambda number: data.getvalue() + b"%d" % number
-
-
-@pytest.fixture
-def row(record_property: Callable[[str, object], None]) -> Row:
-    """Give the numbers of this fault's row of the table."""
-
-    def record(fault: str, **numbers: object) -> None:
-        record_property("fault", fault)
-        for name, value in numbers.items():
-            record_property(name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value)
-
-    return record
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    rows = []
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            told = dict(report.user_properties)
-            if report.when == "call" and "fault" in told:
-                fault = str(told.pop("fault"))
-                numbers = ", ".join(f"{name} {value}" for name, value in told.items())
-                rows.append((int(fault.split()[0].strip("F")), f"| {fault} | {numbers} | {report.outcome} |"))
-    if rows:
-        terminalreporter.write_line("| fault | numbers | |\n|---|---|---|")
-        for _, line in sorted(rows):
-            terminalreporter.write_line(line)

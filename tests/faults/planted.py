@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 if sys.argv[1] == "wall-clock":  # before anything else takes hold of it
@@ -74,6 +75,17 @@ def buffers() -> None:
     durable.Appended.append = append_later  # type: ignore[method-assign]
 
 
+def careless() -> None:
+    """A result that cannot be written is lost without a word."""
+    append = durable.Appended.append
+
+    def append_if_it_can(self: durable.Appended, data: bytes) -> None:
+        with suppress(OSError):
+            append(self, data)
+
+    durable.Appended.append = append_if_it_can  # type: ignore[method-assign]
+
+
 def gives_up() -> None:
     """A full disk is an error like any other."""
     room.FULL = ()
@@ -118,8 +130,8 @@ def falls_silent() -> None:
 
 
 FAULTS = {
-    "crashes": crashes, "leaks": leaks, "leaks-models": leaks_models, "buffers": buffers, "gives-up": gives_up,
-    "blind": blind, "hasty": hasty, "deaf": deaf, "blames": blames, "open-doors": open_doors,
+    "crashes": crashes, "leaks": leaks, "leaks-models": leaks_models, "buffers": buffers, "careless": careless,
+    "gives-up": gives_up, "blind": blind, "hasty": hasty, "deaf": deaf, "blames": blames, "open-doors": open_doors,
     "falls-silent": falls_silent, "wall-clock": lambda: None,
 }  # fmt: skip
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from installed import OURS
 from support import ROOT, frozen_binary
+from systemd import Machine
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +76,17 @@ def tiny(binary: Path, place: Path) -> Callable[..., Path]:
         return place / name
 
     return make
+
+
+@pytest.fixture
+def real(content: Path, binary: Path, frozen_cache: Path) -> Iterator[Machine]:
+    """A machine with the real program as /src/edgeapp; what it carries is unpacked for it there."""
+    places = {
+        binary: "/src/edgeapp",
+        frozen_cache: "/src/cache",
+        ROOT / "edgeapp/data/demo": "/src/demo",
+        ROOT / "tests/frozen": "/src/files",
+    }
+    with Machine(places, hidden=OURS) as machine:
+        machine.environment["EDGEAPP_CACHE"] = "/src/cache"
+        yield machine

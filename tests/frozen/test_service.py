@@ -23,15 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import WAIT_S, until
+from installed import CONFIG, CURRENT, MODEL, OURS, UNIT, drop_in, served
+from serving import until
 from support import ROOT, write_keys, write_signature
 from systemd import Machine
 
 pytestmark = [pytest.mark.frozen, pytest.mark.timeout(3600)]
 CAMPAIGN = os.environ.get("EDGEAPP_CAMPAIGN") == "1"
-UNIT = "edgeapp.service"
-CURRENT = "/opt/edgeapp/current"
-MODEL = "/opt/edgeapp/models/model/current"
 
 BACKUPS = [f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")]
 """What useradd and userdel keep of the account database of before; nobody's leftover."""
@@ -45,8 +43,6 @@ serve | ctl)
   exec /src/python/bin/{python} -S /src/standin_serve.py {how} "$@" ;;
 *) exec /src/real/edgeapp "$@" ;;
 esac"""
-
-OURS = ["/opt/edgeapp", "/etc/edgeapp", "/var/lib/edgeapp", "/var/cache/edgeapp", "/usr/local/bin/edgeapp"]
 
 Make = Callable[..., Path]
 READY = ("ready", "exit 0")
@@ -233,37 +229,6 @@ def test_other_users_are_told_that_only_root_may(installed: Machine) -> None:
 # ---- the real program
 
 
-@pytest.fixture
-def real(content: Path, binary: Path, frozen_cache: Path) -> Iterator[Machine]:
-    """A machine with the real program as /src/edgeapp; what it carries is unpacked for it there."""
-    places = {
-        binary: "/src/edgeapp",
-        frozen_cache: "/src/cache",
-        ROOT / "edgeapp/data/demo": "/src/demo",
-        ROOT / "tests/frozen": "/src/files",
-    }
-    with Machine(places, hidden=OURS) as machine:
-        machine.environment["EDGEAPP_CACHE"] = "/src/cache"
-        yield machine
-
-
-def drop_in(machine: Machine, text: str) -> None:
-    machine.write("/etc/systemd/system/edgeapp.service.d/x.conf", f"[Service]\n{text}\n")
-    machine.run("systemctl", "daemon-reload", check=True)
-
-
-def served(machine: Machine, name: str) -> dict[str, Any]:
-    """Give the service a picture; its result."""
-    machine.run("cp", "/src/demo/bench-1.jpg", f"/var/lib/edgeapp/in/{name}", check=True)
-    end = time.monotonic() + WAIT_S
-    while not machine.path(f"/var/lib/edgeapp/done/{name}").exists():
-        assert time.monotonic() < end, machine.journal(UNIT)
-        time.sleep(0.05)
-    lines = machine.run("sh", "-c", "cat /var/lib/edgeapp/results/*").stdout.splitlines()
-    (result,) = [line for line in map(json.loads, lines) if line["name"] == name]
-    return dict(result)
-
-
 def test_real_program_serves_under_all_restrictions(real: Machine) -> None:
     """Ready, a picture in, its result out, another model without a restart, a clean stop; nothing is left by purge."""
     before = real.changes(without=BACKUPS)
@@ -298,7 +263,7 @@ def test_real_program_that_cannot_start_says_why_once(real: Machine) -> None:
     """No model, a bad config and a wrong command line end it at once; a hang ends it with its stack in the journal."""
     real.run("/src/edgeapp", "service", "install", "--http", "127.0.0.1:9095", check=True, timeout=120)
     real.run("edgeapp", "model", "install", "/src/demo/model.onnx", check=True)
-    config = real.path("/etc/edgeapp/config.toml")
+    config = real.path(CONFIG)
     good = config.read_text().replace("model.plan", "model.onnx")
     for text, flags, code in ((good.replace("model.onnx", "none.onnx"), "", 66), (good + "sppol = 1\n", "", 78),
                               (good, " --no-such-flag", 64)):  # fmt: skip
