@@ -18,18 +18,18 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from installed import CONFIG, CURRENT, MODEL, OURS, UNIT, drop_in, served
+from campaigning import CAMPAIGN, Row, found, long_control
+from installed import CURRENT, MODEL, OURS, UNIT, drop_in, served
 from serving import until
 from support import ROOT, write_keys, write_signature
 from systemd import Machine
 
 pytestmark = [pytest.mark.frozen, pytest.mark.timeout(3600)]
-CAMPAIGN = os.environ.get("EDGEAPP_CAMPAIGN") == "1"
 
 BACKUPS = [f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")]
 """What useradd and userdel keep of the account database of before; nobody's leftover."""
@@ -259,23 +259,12 @@ def test_real_program_serves_under_all_restrictions(real: Machine) -> None:
     assert difference(real.changes(without=BACKUPS), before) == {}
 
 
-def test_real_program_that_cannot_start_says_why_once(real: Machine) -> None:
-    """No model, a bad config and a wrong command line end it at once; a hang ends it with its stack in the journal."""
-    real.run("/src/edgeapp", "service", "install", "--http", "127.0.0.1:9095", check=True, timeout=120)
-    real.run("edgeapp", "model", "install", "/src/demo/model.onnx", check=True)
-    config = real.path(CONFIG)
-    good = config.read_text().replace("model.plan", "model.onnx")
-    for text, flags, code in ((good.replace("model.onnx", "none.onnx"), "", 66), (good + "sppol = 1\n", "", 78),
-                              (good, " --no-such-flag", 64)):  # fmt: skip
-        config.write_text(text)
-        serve = f"ExecStart=\nExecStart={CURRENT}/edgeapp serve --config /etc/edgeapp/config.toml{flags}"
-        drop_in(real, f"{serve}\nRestartSec=50ms")
-        assert real.run("systemctl", "restart", UNIT).returncode == 1
-        real.wait(UNIT, ActiveState="failed", NRestarts="0", ExecMainStatus=str(code))
-    assert "did you mean spool" in real.journal(UNIT)
-
+def test_real_program_that_stands_still_is_started_again(real: Machine) -> None:
+    """It listens where it may, ends with its stack in the journal when it is stopped, and status tells why."""
+    words = ("--engine", "/src/demo/model.onnx", "--http", "127.0.0.1:9095")
+    real.run("/src/edgeapp", "service", "install", *words, check=True, timeout=120)
     drop_in(real, "WatchdogSec=4\nRestartSec=50ms")
-    real.run("systemctl", "start", UNIT, check=True)
+    real.run("systemctl", "restart", UNIT, check=True)
     question = r'exec 3<>/dev/tcp/127.0.0.1/9095; printf "GET /readyz HTTP/1.0\r\n\r\n" >&3; cat <&3'
     assert " 200 " in real.run("bash", "-c", question, check=True).stdout
     real.run("kill", "-STOP", real.show(UNIT, "MainPID")["MainPID"], check=True)
@@ -419,7 +408,9 @@ CALLS = "/^(rename|symlink|unlink|rmdir|mkdir|f?chmod|fsync|sendfile|execve|vfor
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
-def test_update_killed_at_a_system_call_leaves_a_program_that_runs(installed: Machine, standin: Make) -> None:
+def test_f19_update_killed_at_a_system_call_leaves_a_program_that_runs(
+    installed: Machine, standin: Make, row: Row
+) -> None:
     """SIGKILL of the update, or of what it started; the service starts, and the next update goes through."""
     points = points_of_an_update(installed, standin)
     assert len(points) > 30
@@ -431,7 +422,7 @@ def test_update_killed_at_a_system_call_leaves_a_program_that_runs(installed: Ma
         killed += disturbed(installed, standin, "strace", *options) != 0
     assert killed >= len(points) // 2  # systemctl may be killed without harm
     last_update(installed, standin)
-    print(f"{killed} updates killed at {len(points)} system calls: one version that runs each time")
+    row("F19 update killed at a system call", calls=len(points), killed=killed, without_a_program=0)
 
 
 def points_of_an_update(machine: Machine, standin: Make) -> list[tuple[str, int]]:
@@ -448,7 +439,7 @@ def points_of_an_update(machine: Machine, standin: Make) -> list[tuple[str, int]
 
 
 @pytest.mark.skipif(not CAMPAIGN, reason="for ./build.sh campaign service")
-def test_update_killed_at_random_leaves_a_program_that_runs(installed: Machine, standin: Make) -> None:
+def test_f19_update_killed_at_random_leaves_a_program_that_runs(installed: Machine, standin: Make, row: Row) -> None:
     """The same at any time within the time that an update takes."""
     began = time.monotonic()
     last_update(installed, standin)
@@ -458,7 +449,16 @@ def test_update_killed_at_random_leaves_a_program_that_runs(installed: Machine, 
         killed += disturbed(installed, standin, "timeout", "--signal=KILL", limit) != 0
     assert killed >= 50
     last_update(installed, standin)
-    print(f"{killed} updates killed at random: one version that runs each time")
+    row("F19 update killed at random", times=200, killed=killed, without_a_program=0)
+
+
+@long_control
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
+def test_f19_finds_who_writes_over_the_program(installed: Machine, standin: Make) -> None:
+    """The negative control: an update that copies the new file over the old one."""
+    over = ("sh", "-c", f'dd bs=4k if="$0" of={CURRENT}/edgeapp')
+    kill = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=write:signal=SIGKILL:when=9")
+    found("edgeapp.* ended with", lambda: disturbed(installed, standin, *kill, update=over))
 
 
 def another(machine: Machine, standin: Make) -> tuple[str, Path]:
@@ -467,9 +467,9 @@ def another(machine: Machine, standin: Make) -> tuple[str, Path]:
     return version, standin(version)
 
 
-def disturbed(machine: Machine, standin: Make, *how: str) -> int:
+def disturbed(machine: Machine, standin: Make, *how: str, update: Sequence[str] = ("edgeapp", "update")) -> int:
     """An update that something kills; the exit code. What is current then must run."""
-    done = machine.run(*how, "edgeapp", "update", another(machine, standin)[1])
+    done = machine.run(*how, *update, another(machine, standin)[1])
     assert held(machine) in ("1.0", "2.0", "3.0"), (how, done)
     machine.run("systemctl", "reset-failed", UNIT)
     machine.run("systemctl", "restart", UNIT, check=True)
