@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -101,6 +101,23 @@ class Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self._open: set[socket.socket] = set()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            self._open.discard(request)
+
+    def hang_up(self) -> None:
+        """End the connections that are open, as the end of a process does."""
+        for request in list(self._open):
+            with suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, *_: Any) -> None:
         """The other side went away, as some tests want it."""
 
@@ -122,6 +139,7 @@ def listening(hook: Hook, port: int = 0, tls: tuple[Path, Path] | None = None) -
     finally:
         server.shutdown()
         server.server_close()
+        server.hang_up()
         thread.join()
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from campaigning import CAMPAIGN, found, long_control, planted
+from campaigning import CAMPAIGN, Row, found, long_control, planted
 from PIL import Image
 from serving import Spool, serving, until
 from support import ROOT, Program
@@ -101,9 +101,10 @@ def killed_at(program: Program, clean: Program, spool: Spool, small: bytes, call
 @needs_strace
 @pytest.mark.parametrize("call", CALLS)
 def test_killed_at_each_system_call_nothing_is_lost(
-    source_program: Program, tmp_path: Path, small: bytes, call: str
+    source_program: Program, tmp_path: Path, small: bytes, row: Row, call: str
 ) -> None:
     """The N-th call of the write path is the last one of the process, for every N (without a campaign: some)."""
+    kills = 0
     for number in range(1, 60) if CAMPAIGN else (1, 3):
         spool = Spool(tmp_path / f"{call}-{number}")
         killed = killed_at(source_program, source_program, spool, small, call, number)
@@ -111,6 +112,8 @@ def test_killed_at_each_system_call_nothing_is_lost(
         shutil.rmtree(spool.root)
         if not killed:
             break
+        kills += 1
+    row(f"F5 SIGKILL at {call}", kills=kills, lost=0, twice=0)
 
 
 @long_control
@@ -142,13 +145,15 @@ def refused_at(
 @pytest.mark.parametrize("error", ERRNOS if CAMPAIGN else ("ENOSPC", "EIO"))
 @pytest.mark.parametrize("call", CALLS if CAMPAIGN else ("fdatasync", "renameat2"))
 def test_refused_system_call_loses_nothing(
-    source_program: Program, tmp_path: Path, small: bytes, call: str, error: str
+    source_program: Program, tmp_path: Path, small: bytes, row: Row, call: str, error: str
 ) -> None:
     """It recovers, or ends with a documented code; the next start finishes what is left."""
-    for number in range(1, 21) if CAMPAIGN else (2,):
+    numbers = range(1, 21) if CAMPAIGN else (2,)
+    for number in numbers:
         spool = Spool(tmp_path / f"{call}-{error}-{number}")
         refused_at(source_program, source_program, spool, small, call, error, number)
         shutil.rmtree(spool.root)
+    row(f"F7 {call} {error}", cases=len(numbers), lost=0)
 
 
 @long_control
@@ -260,7 +265,7 @@ def cuts(disk: Disk, program: Program, small: bytes, count: int, check: Callable
             os.sync()
 
 
-def test_power_cut_loses_nothing(disk: Disk, source_program: Program, small: bytes) -> None:
+def test_power_cut_loses_nothing(disk: Disk, source_program: Program, small: bytes, row: Row) -> None:
     """Every input lies in one place, whole; each that left the folder has its line; the next start goes on."""
     done = 0
 
@@ -273,6 +278,7 @@ def test_power_cut_loses_nothing(disk: Disk, source_program: Program, small: byt
 
     cuts(disk, source_program, small, CUTS, check)
     assert done > 0
+    row(f"F6 power cuts, {disk.kind}", cuts=CUTS, lost=0, torn=0)
 
 
 @pytest.mark.skipif(not NEGATIVE_CUTS, reason="the negative control takes a campaign")
