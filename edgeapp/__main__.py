@@ -3,12 +3,11 @@
 import sys
 from typing import NoReturn
 
-from edgeapp import headstart, memory
+from edgeapp import headstart
 
 
 def main() -> NoReturn:
     """Run the program and exit."""
-    memory.keep_freed()  # before any thread: each would get an arena of its own
     headstart.begin(sys.argv[1:])
 
     from edgeapp.cli import main

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import time
@@ -40,8 +39,11 @@ def begin(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> 
 
 def go_on(call: Callable[[], None]) -> None:
     """Have a call made on a thread once what has begun before is over, or not at all, where threads are refused."""
+    from edgeapp import memory  # late, as ctypes: most commands do without
+
     global _thread
     former = _thread
+    memory.keep_freed()
 
     def run() -> None:
         if former is not None:
@@ -82,6 +84,8 @@ def _runs_a_plan(words: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 
 def _bring_up_driver() -> None:
+    import ctypes
+
     # What fails is left to edgeapp.gpu.driver, which takes the same steps again: they are quick the second time.
     with suppress(OSError, AttributeError):
         with step("find libcuda.so.1, cuInit"):

@@ -30,13 +30,17 @@ def library_root() -> Path:
 
 
 def restore_environment() -> None:
-    """Give child processes the LD_LIBRARY_PATH of the user.
+    """Give child processes the environment of the user.
 
-    PyInstaller's bootloader puts the bundle first and keeps the original in
+    PyInstaller's bootloader puts the bundle first in LD_LIBRARY_PATH and keeps the original in
     LD_LIBRARY_PATH_ORIG (PyInstaller 6, "common issues and pitfalls"). The dynamic loader read
-    the variable when this process started, so changing it now alters nothing here.
+    the variable when this process started, so changing it now alters nothing here. By other
+    variables the bootloader would take this program, called by itself, for a part of this
+    process that has the bundle in LD_LIBRARY_PATH, and leave it out there.
     """
     if FROZEN:
+        for name in [name for name in os.environ if name.startswith("_PYI_")]:
+            del os.environ[name]
         original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
         if original is None:
             os.environ.pop("LD_LIBRARY_PATH", None)

@@ -24,6 +24,7 @@ LEVELS = {
 }  # fmt: skip
 INSIDE_LEVEL = {
     "paths": {"errors"},
+    "headstart": {"memory"},
     "stopping": {"errors", "launched"},
     "records": {"errors"},
     "model": {"labels"},
@@ -94,11 +95,12 @@ def test_gpu_libraries_stay_inside_gpu_and_bootstrap(path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(word: str) -> None:
-    """A glance at the help costs no NumPy, Pillow, TensorRT or ONNX Runtime."""
-    heavy = ("numpy", "PIL", "onnxruntime", "rich", "fastjsonschema", "nacl", *GPU_LIBRARIES)
+    """A glance at the help costs no NumPy, Pillow, TensorRT or ONNX Runtime, and no ctypes either."""
+    heavy = ("ctypes", "numpy", "PIL", "onnxruntime", "rich", "fastjsonschema", "nacl", *GPU_LIBRARIES)
     code = (
-        "import sys\nfrom edgeapp.cli import main\n"
-        f"try:\n    main(['{word}'])\nexcept SystemExit as end:\n    assert end.code in (0, None), end.code\n"
+        "import sys\nfrom edgeapp.__main__ import main\n"
+        f"sys.argv[1:] = ['{word}']\n"
+        f"try:\n    main()\nexcept SystemExit as end:\n    assert end.code in (0, None), end.code\n"
         f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)

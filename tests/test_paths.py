@@ -22,14 +22,14 @@ from edgeapp import errors, paths
 def test_children_get_the_library_path_of_the_user(
     monkeypatch: pytest.MonkeyPatch, before: dict[str, str], after: dict[str, str]
 ) -> None:
-    """What PyInstaller's bootloader put in front is taken away again."""
+    """What PyInstaller's bootloader put in front is taken away again, and what it tells its own children."""
     for name in ("LD_LIBRARY_PATH", "LD_LIBRARY_PATH_ORIG"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in before.items():
+    for name, value in {**before, "_PYI_APPLICATION_HOME_DIR": "/bundle", "_PYI_PARENT_PROCESS_LEVEL": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(paths, "FROZEN", True)
     paths.restore_environment()
-    assert {k: v for k, v in os.environ.items() if k.startswith("LD_LIBRARY_PATH")} == after
+    assert {k: v for k, v in os.environ.items() if k.startswith(("LD_LIBRARY_PATH", "_PYI_"))} == after
 
 
 @pytest.mark.parametrize(

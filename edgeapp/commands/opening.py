@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeapp import cores, errors, paths, plan, trust
+from edgeapp import cores, errors, memory, paths, plan, trust
 from edgeapp.bootstrap import Trace, bring_up
 from edgeapp.log import Talk
 from edgeapp.settings import Settings
@@ -93,6 +93,7 @@ def open_model(
     from edgeapp.postprocess import make_postprocess
     from edgeapp.preprocess import Preprocessor
 
+    memory.keep_freed()
     given = given_card(settings)
     engine, metadata = stack.enter_context(
         open_engine(model_file, given, settings, trace, talk, stop, side_by_side=side_by_side)

@@ -73,6 +73,7 @@ def serve(settings: Settings, again: Callable[[], Settings], stop: Stop, talk: T
     Args:
         again: reads flags, environment and configuration anew.
     """
+    memory.keep_freed()
     if sys.stderr is not None:
         faulthandler.enable()  # whoever aborts a process that hangs, as systemd's watchdog does, gets its stacks
     log = EventLog(quiet=talk.quiet, debug=talk.debug, form=settings.log)
