@@ -498,7 +498,7 @@ check() { # what CI runs
   smoke
 }
 
-# What takes too long for every change; the results are written down in tests/frozen/results.md.
+# What takes too long for every change; the results are written down in tests/frozen/results.md and service_results.md.
 campaign() { # campaign NAME
   local -x PYTEST_ADDOPTS='-o timeout=0' # hours are no hang here
   case ${1:-} in
@@ -543,13 +543,43 @@ campaign() { # campaign NAME
       $users in_tree bookworm-arm64 env EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_BINARY=/src/edgeapp/dist/edgeapp \
         build/venv-3.11/bin/python -m pytest -v -p no:cacheprovider tests/frozen/test_launcher.py
       ;;
-    service) # under a real systemd: an update killed at every system call
+    service) # under a real systemd: hangs, starts that cannot be, an update killed at every system call
       freeze
       EDGEAPP_CAMPAIGN=1 EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_REQUIRE_SYSTEMD=1 \
-        run "$VENV/bin/python" -m pytest -v -s tests/test_versions.py tests/frozen/test_service.py
+        run "$VENV/bin/python" -m pytest -v -s tests/test_versions.py tests/frozen/test_service.py tests/frozen/test_sick.py
       ;;
-    *) usage "campaign is launcher, start, reproducible, service, inspect, durability, faults or aarch64" ;;
+    fuzz) # pictures that are looked for by coverage, on all cores; then the negative control
+      setup
+      fuzz
+      ;;
+    *) usage "campaign is launcher, start, reproducible, service, inspect, durability, faults, fuzz or aarch64" ;;
   esac
+}
+
+# EDGEAPP_FUZZ_S: processor time, seconds.
+fuzz() {
+  local folder=$ROOT/build/fuzz seconds core worker
+  local -a workers=() flags=(-max_len=20000 -rss_limit_mb=4096 -timeout=20 -artifact_prefix="$folder/")
+  [[ -d $folder/lib ]] || pip_install "$VENV" --target "$folder/lib" atheris==3.0.0
+  mkdir -p "$folder/corpus"
+  local -x PYTHONPATH=$folder/lib:$ROOT
+  seconds=$((${EDGEAPP_FUZZ_S:-14400} / $(nproc)))
+  for ((core = 1; core <= $(nproc); core++)); do
+    "$VENV/bin/python" tests/faults/fuzz_pictures.py -max_total_time="$seconds" -reload=10 -seed=$core "${flags[@]}" \
+      "$folder/corpus" &>"$folder/$core.log" &
+    workers+=($!)
+  done
+  for worker in "${workers[@]}"; do
+    wait "$worker" || die 70 "a picture ends in an error that is none of edgeapp's" "see $folder/*.log" \
+      'the picture is there as crash-..., timeout-... or oom-...: mend what it finds'
+  done
+  tail -qn 1 "$folder"/[0-9]*.log
+  if EDGEAPP_PLANTED=1 "$VENV/bin/python" tests/faults/fuzz_pictures.py -max_total_time=300 "${flags[@]}" \
+    "$folder/corpus" &>"$folder/planted.log"; then
+    die 70 'the fault that was planted was not found' "see $folder/planted.log" 'mend fuzz_pictures.py'
+  fi
+  rm -f "$folder"/crash-*
+  echo "the fault that was planted was found"
 }
 
 clean() { run rm -rf build dist .mypy_cache .pytest_cache .ruff_cache; }
@@ -578,11 +608,13 @@ usage: ./build.sh [VERB]
   campaign NAME   launcher: a thousand starts killed, run side by side and damaged (25 min)
                   start: how fast it starts, beside PyInstaller's onedir and onefile
                   reproducible: two builds in two folders are the same to the byte (12 min)
-                  service: install, update and rollback under a real systemd, killed at every step (3 min)
+                  service: install, update and rollback under a real systemd, killed at every step; hangs; starts
+                  that cannot be (6 min)
                   inspect: 100,000 damaged model files (5 min)
                   durability: killed at every call of the write path, refused calls, 2,000 power cuts (an hour)
                   faults: the service with damaged inputs, kills, signals, reloads, a full disk, ten million inferences
                   (five hours; EDGEAPP_SHARE=0.1 for a tenth); -k f9 and the like for one fault
+                  fuzz: pictures found by coverage through decoding and preprocessing (4 hours of processor time)
                   aarch64: the launcher's tests for the aarch64 file, under qemu
   check    lint, test, smoke: what CI runs
   clean    removes what was built here, not ~/.cache/edgeapp-build with the compiled PyCUDA
