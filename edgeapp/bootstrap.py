@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edgeapp import errors, headstart
+from edgeapp import headstart
 from edgeapp.plan import ModelFile
 
 if TYPE_CHECKING:
@@ -236,10 +236,10 @@ def head_start(
     release: list[Callable[[], None]] = []
 
     def begin() -> None:
-        from edgeapp.gpu.driver import Driver
-
-        with suppress(errors.EdgeappError, AttributeError, ImportError):  # or the driver lacks a function
+        with suppress(Exception):
             with headstart.step("driver"):
+                from edgeapp.gpu.driver import Driver
+
                 driver = Driver()
                 driver.initialise()
                 driver.require(device)
