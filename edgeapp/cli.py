@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   edgeapp --engine model.onnx --input photos/ --save out  an ONNX model on the CPU, pictures into out/
   edgeapp --engine model.plan --input x.npz --output y.npz --task raw
   find . -name '*.jpg' | edgeapp --engine model.plan --input - --output results.csv
+  ffmpeg -i rtsp://CAMERA -f mjpeg - | edgeapp --engine model.plan --input mjpeg:- --live
   edgeapp demo
 
 exit codes:

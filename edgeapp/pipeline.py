@@ -372,16 +372,21 @@ class Pipeline:
     # --- reading: one thread lists, some decode ----------------------------------------------------------------------
 
     def _batches(self, source: Source) -> Iterator[Batch]:
-        """Batches with memory of their own, as it becomes free, and the end of the source for the caller's thread."""
-        count = 0
-        for frames in self._groups(source):
-            if not self._unwritten.get() or (host := self._free.get()) is None:
-                return
+        """Batches with memory of their own, as it becomes free, and the end of the source for the caller's thread.
+
+        The memory comes first: a live source then gives the newest frames that there are when they can be worked on.
+        """
+        count, groups = 0, self._groups(source)
+        while self._unwritten.get() and (host := self._free.get()) is not None:
+            if (frames := next(groups, None)) is None:
+                break
             if self._runner is not None:
                 self._runner.begin(host)
             results = [Result(frame, self._task) for frame in frames]
             yield Batch(count, host, results, [None] * len(frames), len(frames))
             count += 1
+        else:
+            return  # given up
         self._events.put(count)
 
     def _read(self, source: Source, batches: Iterator[Batch]) -> None:

@@ -60,6 +60,7 @@ class Frame:
 
     Attributes:
         path: as the user named it.
+        data: the bytes of the picture's file, where they came with it; b"" has them read from `path`.
         image: RGB picture, orientation applied, maybe decoded smaller than it is, or its pixels where the source was
             asked for these; None for tensors.
         picture_wh: width and height of the picture as it is in the file, orientation applied, pixels;
@@ -75,6 +76,7 @@ class Frame:
     tensors: Tensors | None = None
     error: EdgeappError | None = None
     decode_ms: float = 0.0
+    data: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,11 @@ TRUST, SERVICE = "which files are trusted", "the service"
 OPTIONS = (
     Option("engine", "TensorRT plan to run on the GPU, or .onnx model to run on the CPU; of a folder of plans the one "
            "that fits this GPU and the runtimes here", name, metavar="FILE"),
-    Option("input", "pictures, folders, globs, .npy/.npz tensors; - reads paths from standard input",
-           metavar="PATH", many=True),
+    Option("input", "pictures, folders, globs, .npy/.npz tensors; - reads paths from standard input; mjpeg:PATH, or "
+           "mjpeg:- for standard input, is a stream of JPEGs", metavar="PATH", many=True),
     Option("recursive", "look into the folders of folders too", None),
+    Option("live", "of a stream take the newest picture each time, leave out those that came meanwhile, and count them",
+           None, default=False),
     Option("model_card", "the model card (default: STEM.json or model.json beside the engine)", name, metavar="FILE"),
     Option("device", "GPU number; run and bench take several, 0,2,3 or all: they share the inputs, results keep order",
            gpus, "N", 0, joined=","),
@@ -340,6 +342,7 @@ class Settings:
     quiet: bool = False
     debug: bool = False
     startup_trace: bool = False
+    live: bool = False
     config: str | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING
 
 from edgeapp import errors, paths, plan
 from edgeapp.bootstrap import Trace, head_start
@@ -18,6 +19,9 @@ from edgeapp.stopping import Stop
 if TYPE_CHECKING:
     from edgeapp.records import Result
     from edgeapp.sources import FileSource
+
+LIVE_SLOTS = 4
+"""Batches under way of a live stream: three on the GPU and one that is decoded; each more would make all older."""
 
 
 def run(settings: Settings, stop: Stop, talk: Talk) -> int:
@@ -53,7 +57,6 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
     with trace.step("import NumPy and Pillow"):
         from edgeapp.pipeline import Pipeline
         from edgeapp.sinks import open_sinks
-        from edgeapp.sources import FileSource
         from edgeapp.sources.files import standard_input
 
         draw: Callable[[Result], None] | None = None
@@ -61,17 +64,12 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
             from edgeapp.sinks.pictures import draw
 
     stream = standard_input() if "-" in settings.input else None
-    source = FileSource(
-        settings.input,
-        recursive=settings.recursive,
-        max_pixels=settings.max_pixels,
-        stop=stop,
-        stream=stream,
-        patience_s=settings.max_delay_ms / 1e3 if settings.devices is None else 0.0,
-    )
+    source = _source(settings, stream, stop)
     _protect(settings, source)
     if model_file is None:
         return several.run(settings, source, stream, stop, talk)
+    if settings.live and settings.slots is None:
+        settings = replace(settings, slots=LIVE_SLOTS)
     with ExitStack() as stack:
         decoders = decoders_for(model_file, settings)
         model, runner = open_to_run(
@@ -101,8 +99,33 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
             except errors.Stopped:
                 talk.note(f"edgeapp: stopped after {pipeline.summary}")
                 raise
-    talk.note(f"edgeapp: {summary} ({model.engine.name})")
+    left_out = f"; {source.left_out} left out for newer ones" if source.left_out else ""
+    talk.note(f"edgeapp: {summary}{left_out} ({model.engine.name})")
     return summary.exit_code
+
+
+def _source(settings: Settings, stream: IO[bytes] | None, stop: Stop) -> FileSource:
+    """The files of --input, or the stream that it names."""
+    from edgeapp.sources import FileSource
+    from edgeapp.sources.stream import PREFIX, StreamSource
+
+    patience_s = settings.max_delay_ms / 1e3 if settings.devices is None else 0.0
+    named = [uri for uri in settings.input if uri.startswith(PREFIX)]
+    if not named:
+        if settings.live:
+            raise errors.UsageError("--live goes with a stream", "of files none is left out", f"--input {PREFIX}-")
+        return FileSource(
+            settings.input,
+            recursive=settings.recursive,
+            max_pixels=settings.max_pixels,
+            stop=stop,
+            stream=stream,
+            patience_s=patience_s,
+        )
+    if len(settings.input) > 1 or settings.devices is not None:
+        what = "beside other inputs" if len(settings.input) > 1 else "on several GPUs"
+        raise errors.UsageError(f"{named[0]} cannot be {what}", "a stream is one, and goes to one GPU", "give it alone")
+    return StreamSource(named[0], live=settings.live, max_pixels=settings.max_pixels, stop=stop, patience_s=patience_s)
 
 
 def _protect(settings: Settings, source: FileSource) -> None:

@@ -65,7 +65,8 @@ class PictureSink:
         stem = PurePath(result.frame.path).stem[:200]
         count = self._names[stem] = self._names.get(stem, 0) + 1
         target = self._folder / f"{stem}.jpg" if count == 1 else self._folder / f"{stem}~{count}.jpg"
-        if os.path.exists(target) and os.path.samefile(target, result.frame.path):
+        named = os.path.exists(target) and os.path.exists(result.frame.path)  # pictures of a stream have no file
+        if named and os.path.samefile(target, result.frame.path):
             raise errors.UsageError(
                 f"--save would overwrite the input {paths.printable(str(target))}",
                 "",

@@ -32,6 +32,7 @@ class FileSource:
         fit: how large a picture has to be at least; JPEGs may be decoded smaller than they are, but
             not smaller than that. None: all in full. Set it before the first `read`.
         as_pixels: frames get their pixels in place of a picture where that is sooner done.
+        left_out: frames that nobody will see; of files none.
 
     Args:
         uris: paths, folders (their pictures and tensors, sorted), glob patterns, or "-" for a list
@@ -59,6 +60,7 @@ class FileSource:
         self._stream = stream
         self.fit: Fit | None = None
         self.as_pixels = False
+        self.left_out = 0
         self._items: list[str | errors.EdgeappError | None] = []
         self.total: int | None = 0
         for uri in uris:
@@ -145,7 +147,7 @@ def read_frame(
             frame.tensors = read_tensors(frame.path, opened)
         else:
             frame.image, frame.picture_wh = read_picture(
-                frame.path, max_pixels, fit=fit, as_pixels=as_pixels, opened=opened
+                frame.path, max_pixels, fit=fit, as_pixels=as_pixels, opened=opened, data=frame.data
             )
     except errors.EdgeappError as error:
         _forget_locals(error)
@@ -155,6 +157,7 @@ def read_frame(
         frame.error = errors.SystemRefusedError(
             f"cannot read {paths.printable(frame.path)}", "there is not enough memory"
         )
+    frame.data = b""
     frame.decode_ms = (time.perf_counter() - started) * 1e3
 
 

@@ -65,10 +65,12 @@ def read_picture(
     fit: Fit | None = None,
     as_pixels: bool = False,
     opened: Opened | None = None,
+    data: bytes = b"",
 ) -> tuple[Picture, tuple[int, int]]:
     """Decode a JPEG, PNG, BMP or WebP file.
 
     Args:
+        data: what is in it, where that is there already.
         fit: a JPEG may be decoded at half, a quarter or an eighth of its size, not below this.
         as_pixels: give the pixels where that is sooner done.
 
@@ -85,7 +87,8 @@ def read_picture(
     """
     what = f"cannot read {paths.printable(path)}"
     fix = "give a JPEG, PNG, BMP or WebP picture"
-    data = whole(path) if as_pixels else b""
+    if as_pixels and not data:
+        data = whole(path)
     with BytesIO(data) if data else open_regular(path) as file:
         try:
             size = len(data) or os.fstat(file.fileno()).st_size
@@ -93,7 +96,7 @@ def read_picture(
                 opened(file, size)
             if size == 0:  # or a file of /proc, from which anything may come
                 raise errors.DataError(what, "the file is empty", fix)
-            if data.startswith(jpeg.START) and (found := jpeg.pixels(data, max_pixels, fit)) is not None:
+            if as_pixels and data.startswith(jpeg.START) and (found := jpeg.pixels(data, max_pixels, fit)) is not None:
                 return found
             image = Image.open(file, formats=PICTURE_FORMATS)
             width, height = image.size
