@@ -97,6 +97,21 @@ def test_garbage_neither_raises_nor_grows(pictures: list[bytes], monkeypatch: py
         assert len(splitter._data) < 150_000
 
 
+@pytest.mark.parametrize(
+    "piece", [b"\xff" * 4096, b"\xff" * 4095 + b"\0", b"\xff\xd8" * 2048, b"\xff\x01" * 2048, b"\xff\xe0\0\2" * 1024],
+    ids=["filling", "bytes", "beginnings", "markers", "segments"],
+)  # fmt: skip
+@pytest.mark.parametrize("begin", [b"\xff\xd8\xff", b"\xff\xd8\xff\xda\0\2"], ids=["segments", "scan"])
+def test_time_to_cut_grows_with_the_bytes_alone(begin: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two megabytes that try to be looked at again and again; by the square it would take minutes."""
+    monkeypatch.setattr(stream, "MOST_BYTES", 32 << 20)
+    splitter, began_s = Splitter(), time.process_time()
+    list(splitter.feed(begin))
+    for _ in range(512):
+        list(splitter.feed(piece))
+    assert time.process_time() - began_s < 60
+
+
 def test_stream_gives_what_files_give(program: Program, models: Path, tmp_path: Path, pictures: list[bytes]) -> None:
     """Same pictures, same results, in order; an error stays with its frame."""
     damaged = pictures[2][:200] + b"\xff\xd9"

@@ -25,8 +25,11 @@ ALONE = (0x01, *range(0xD0, 0xD9))
 FREE = (*range(0xE0, 0xF0), 0xFE)
 """Markers of segments that may hold anything, another JPEG too: applications' data, a comment."""
 
-NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """In compressed data: FF 00 is a byte, FF D0 to D7 is a place to restart at."""
+
+FILLING = re.compile(rb"\xff*")
+"""A marker may have any number of FF before it."""
 
 MOST_BYTES = 64 << 20
 """Of one picture."""
@@ -83,10 +86,10 @@ class Splitter:
                 return None
             if found:
                 return found
-        following = self._data.find(START, max(self._at, 2))
-        if following < 0 and len(self._data) > MOST_BYTES:
-            return len(self._data)
-        return following if following >= 0 else None
+        if (following := self._data.find(START, self._at)) >= 0:
+            return following
+        self._at = max(self._at, len(self._data) - len(START) + 1)
+        return len(self._data) if len(self._data) > MOST_BYTES else None
 
     def _marker(self) -> int | None:
         """Go over the next marker: 0, or where the picture ends, or None where bytes are missing."""
@@ -98,8 +101,8 @@ class Splitter:
                 return None
             self._at, self._scanning = found.start(), False
             return 0
-        while data[at : at + 2] == b"\xff\xff":  # filling
-            at += 1
+        if filling := FILLING.match(data, at):
+            self._at = at = max(at, filling.end() - 1)
         if len(data) < at + 2:
             return None
         kind = data[at + 1]
