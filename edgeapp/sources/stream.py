@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from edgeapp import errors, paths
@@ -36,6 +38,7 @@ MOST_BYTES = 64 << 20
 
 CHUNK_BYTES = 1 << 20
 LOOK_S = 0.1
+"""How soon a live stream that is silent sees a signal."""
 
 
 class Splitter:
@@ -168,6 +171,8 @@ class StreamSource(FileSource):
             self._stop.wait_readable(self._file)
             try:
                 data = os.read(self._file, CHUNK_BYTES)
+            except BlockingIOError:  # somebody else reads there, too
+                continue
             except OSError as error:
                 raise paths.refusal(self._what, error) from error
             if not data:
@@ -188,24 +193,24 @@ class StreamSource(FileSource):
 
     def _newest_ones(self) -> Iterator[Frame | None]:
         threading.Thread(target=self._keep_reading, name="stream", daemon=True).start()
-        waited_s = 0.0
+        patience_s = self._patience_s or math.inf
+        silent_at_s = time.monotonic() + patience_s
         while True:
             with self._changed:
                 if self._newest is None and not self._ended:
-                    self._changed.wait(LOOK_S)
-                    waited_s += LOOK_S
+                    self._changed.wait(min(LOOK_S, patience_s))
                 frame, self._newest = self._newest, None
                 ended = self._ended
             self._stop.check()
             if frame is not None:
-                waited_s = 0.0
                 yield frame
+                silent_at_s = time.monotonic() + patience_s
             elif isinstance(ended, BaseException):
                 raise ended
             elif ended:
                 return
-            elif self._patience_s and waited_s >= self._patience_s:
-                waited_s = float("-inf")
+            elif time.monotonic() >= silent_at_s:
+                silent_at_s = math.inf
                 yield None
 
     def _keep_reading(self) -> None:
@@ -233,6 +238,8 @@ def _opened(path: str, what: str) -> int:
         number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # of a FIFO the writer may come later
     except OSError as error:
         raise paths.refusal(what, error) from error
+    except ValueError as error:  # a NUL in the name
+        raise errors.NotFoundError(what, str(error), "check the name") from error
     if stat.S_ISDIR(os.fstat(number).st_mode):
         os.close(number)
         raise errors.DataError(f"{what}: it is a folder", "", "name a stream of JPEGs, or leave mjpeg: out")
