@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,20 +192,52 @@ def test_signal_ends_a_stream_that_is_silent(
     assert b"stopped after 1 input" in said
 
 
-def test_batch_is_not_waited_for_longer_than_asked(
+def test_live_stream_that_a_signal_ends_tells_what_was_left_out(
     source_program: Program, models: Path, pictures: list[bytes]
 ) -> None:
-    """--max-delay-ms holds for pictures as for paths."""
-    for live in ((), ("--live",)):
-        words = ("--engine", models / "classifier.onnx", "--batch", "8", "--max-delay-ms", "50", "--input", "mjpeg:-")
-        child = source_program.start(*words, *live, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(pictures[0])
-        child.stdin.flush()
-        assert b"000001" in child.stdout.readline()
-        child.communicate(timeout=60)
-        assert child.returncode == 0
+    """A camera has no other end."""
+    words = ("--engine", models / "classifier.onnx", "--input", "mjpeg:-", "--live")
+    child = source_program.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(pictures[0] * 3000)
+    child.stdin.flush()
+    while b"stdin-003000" not in child.stdout.readline():
+        pass
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=60)
+    assert re.search(rb"stopped after .*; \d+ left out for newer ones", said), said
+
+
+@pytest.mark.parametrize("more", [(), ("--live",), ("--max-delay-ms", "50"), ("--live", "--max-delay-ms", "50")])
+def test_batch_is_not_waited_for_longer_than_asked(
+    source_program: Program, models: Path, pictures: list[bytes], more: tuple[str, ...]
+) -> None:
+    """--max-delay-ms holds for pictures as for paths; by default nothing is waited for."""
+    words = ("--engine", models / "classifier.onnx", "--batch", "8", "--input", "mjpeg:-")
+    child = source_program.start(*words, *more, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(pictures[0])
+    child.stdin.flush()
+    assert b"000001" in child.stdout.readline()
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+
+
+def test_results_never_replace_the_stream(
+    source_program: Program, models: Path, pictures: list[bytes], tmp_path: Path
+) -> None:
+    """As with files, the folder of a recording included."""
+    recording = tmp_path / "camera" / "x.npz"
+    recording.parent.mkdir()
+    recording.write_bytes(pictures[0])
+    (tmp_path / "link.jsonl").symlink_to(recording)
+    for words in (("--output", "camera/x.npz"), ("--output", "link.jsonl"), ("--save", "camera")):
+        done = source_program("--engine", models / "yolov8.onnx", "--input", "mjpeg:camera/x.npz", *words)
+        assert done.returncode == 64, done
+    assert recording.read_bytes() == pictures[0]
+    assert len(list(recording.parent.iterdir())) == 1
 
 
 def test_saved_pictures_of_a_stream_are_written_twice(
@@ -223,7 +256,7 @@ def test_saved_pictures_of_a_stream_are_written_twice(
         (("--input", "mjpeg:-"), b"", 65, "there is no JPEG in it"),
         (("--input", "mjpeg:-", "--live"), b"a path\n" * 99, 65, "there is no JPEG in it"),
         (("--input", "mjpeg:none"), b"", 66, "cannot read none"),
-        (("--input", "mjpeg:"), b"", 66, "cannot read"),
+        (("--input", "mjpeg:"), b"", 64, "names no stream"),
         (("--input", "mjpeg:."), b"", 65, "it is a folder"),
         (("--input", "mjpeg:-", "x.jpg"), b"", 64, "cannot be beside other inputs"),
         (("--input", "x.jpg", "--live"), b"", 64, "--live goes with a stream"),
@@ -246,11 +279,21 @@ def test_stream_waits_for_its_writer(
     fifo = tmp_path / "camera"
     os.mkfifo(fifo)
     words = ("--engine", models / "classifier.onnx", "--input", "mjpeg:camera", "--quiet")
-    with source_program.start(*words, stdout=subprocess.PIPE) as child:
-        until(lambda: any(os.readlink(f"/proc/{child.pid}/fd/{name}").endswith("/camera")
-                          for name in os.listdir(f"/proc/{child.pid}/fd")), "it opened the FIFO")  # fmt: skip
+    child = source_program.start(*words, stdout=subprocess.PIPE)
+    try:
+        until(lambda: str(fifo) in open_files(child.pid), "it opened the FIFO")
         time.sleep(0.3)
         assert child.poll() is None
         fifo.write_bytes(pictures[0] + pictures[1])
         out, _ = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert (child.returncode, out.count(b"camera-00000")) == (0, 2)
+
+
+def open_files(pid: int) -> list[str]:
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found

@@ -97,11 +97,14 @@ def _run(model_file: plan.ModelFile | None, settings: Settings, trace: Trace, st
             try:
                 summary = pipeline.run(source)
             except errors.Stopped:
-                talk.note(f"edgeapp: stopped after {pipeline.summary}")
+                talk.note(f"edgeapp: stopped after {pipeline.summary}{_left_out(source)}")
                 raise
-    left_out = f"; {source.left_out} left out for newer ones" if source.left_out else ""
-    talk.note(f"edgeapp: {summary}{left_out} ({model.engine.name})")
+    talk.note(f"edgeapp: {summary}{_left_out(source)} ({model.engine.name})")
     return summary.exit_code
+
+
+def _left_out(source: FileSource) -> str:
+    return f"; {source.left_out} left out for newer ones" if source.left_out else ""
 
 
 def _source(settings: Settings, stream: IO[bytes] | None, stop: Stop) -> FileSource:
@@ -122,6 +125,8 @@ def _source(settings: Settings, stream: IO[bytes] | None, stop: Stop) -> FileSou
             stream=stream,
             patience_s=patience_s,
         )
+    if named[0] == PREFIX:
+        raise errors.UsageError(f"{PREFIX} names no stream", "", f"{PREFIX}PATH, or {PREFIX}- for standard input")
     if len(settings.input) > 1 or settings.devices is not None:
         what = "beside other inputs" if len(settings.input) > 1 else "on several GPUs"
         raise errors.UsageError(f"{named[0]} cannot be {what}", "a stream is one, and goes to one GPU", "give it alone")

@@ -33,7 +33,7 @@ NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 FILLING = re.compile(rb"\xff*")
 """A marker may have any number of FF before it."""
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 256 << 20
 """Of one picture."""
 
 CHUNK_BYTES = 1 << 20
@@ -121,9 +121,10 @@ class Splitter:
             return None
         end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
         if kind not in FREE:
-            if len(data) < end:
+            if len(data) < end + 2:
                 return None
-            if (other := data.find(START, at, end)) >= 0:
+            # It was cut short if another picture begins in it, be it with its last byte; its last two may be FF D8.
+            if (other := data.find(START, at, end + 2)) >= 0 and other != end - 2:
                 self._at, self._broken = other, True
                 return 0
         self._at, self._scanning = end, kind == START_OF_SCAN
@@ -159,16 +160,21 @@ class StreamSource(FileSource):
         self._newest: Frame | None = None
         self._ended: BaseException | bool = False
 
+    @property
+    def paths(self) -> list[str]:
+        """The stream itself, if it has a name."""
+        return [] if self._path == "-" else [self._path]
+
     def __iter__(self) -> Iterator[Frame | None]:
         return self._newest_ones() if self._live else self._as_they_come(self._patience_s)
 
     def _as_they_come(self, patience_s: float) -> Iterator[Frame | None]:
-        """All of them; None where the stream is silent for so long, if that is not 0."""
+        """All of them; None where the stream is silent for so long."""
         splitter = Splitter()
         while True:
-            if patience_s and not self._stop.wait_readable(self._file, patience_s):
+            if not self._stop.wait_readable(self._file, patience_s):
                 yield None
-            self._stop.wait_readable(self._file)
+                self._stop.wait_readable(self._file)
             try:
                 data = os.read(self._file, CHUNK_BYTES)
             except BlockingIOError:  # somebody else reads there, too
@@ -193,18 +199,17 @@ class StreamSource(FileSource):
 
     def _newest_ones(self) -> Iterator[Frame | None]:
         threading.Thread(target=self._keep_reading, name="stream", daemon=True).start()
-        patience_s = self._patience_s or math.inf
-        silent_at_s = time.monotonic() + patience_s
+        silent_at_s = time.monotonic() + self._patience_s
         while True:
             with self._changed:
                 if self._newest is None and not self._ended:
-                    self._changed.wait(min(LOOK_S, patience_s))
+                    self._changed.wait(min(LOOK_S, max(0.0, silent_at_s - time.monotonic())))
                 frame, self._newest = self._newest, None
                 ended = self._ended
             self._stop.check()
             if frame is not None:
                 yield frame
-                silent_at_s = time.monotonic() + patience_s
+                silent_at_s = time.monotonic() + self._patience_s
             elif isinstance(ended, BaseException):
                 raise ended
             elif ended:
@@ -216,7 +221,7 @@ class StreamSource(FileSource):
     def _keep_reading(self) -> None:
         ended: BaseException | bool = True
         try:
-            for frame in self._as_they_come(0.0):
+            for frame in filter(None, self._as_they_come(LOOK_S)):
                 with self._changed:
                     self.left_out += self._newest is not None
                     self._newest = frame
