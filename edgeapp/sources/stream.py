@@ -44,7 +44,8 @@ LOOK_S = 0.1
 class Splitter:
     """Cuts a stream into JPEGs by their segments, so that a thumbnail ends nothing; leaves out what lies between.
 
-    What breaks the rules goes up to where the next JPEG begins: whoever decodes it says what is wrong.
+    What breaks the rules goes up to where the next JPEG begins: whoever decodes it says what is wrong. One that is cut
+    short in a segment which may hold anything takes those with it that lie within the length of that segment.
     """
 
     def __init__(self) -> None:
