@@ -559,16 +559,18 @@ campaign() { # campaign NAME
 # EDGEAPP_FUZZ_S: processor time, seconds.
 fuzz() {
   local folder=$ROOT/build/fuzz seconds core worker
-  local -a workers=() flags=(-max_len=20000 -rss_limit_mb=4096 -timeout=20 -artifact_prefix="$folder/")
+  local -a flags=(-max_len=20000 -rss_limit_mb=4096 -timeout=20 -artifact_prefix="$folder/")
   [[ -d $folder/lib ]] || pip_install "$VENV" --target "$folder/lib" atheris==3.0.0
   mkdir -p "$folder/corpus"
   local -x PYTHONPATH=$folder/lib:$ROOT
   seconds=$((${EDGEAPP_FUZZ_S:-14400} / $(nproc)))
+  workers=() # not local: the trap looks at it
   for ((core = 1; core <= $(nproc); core++)); do
     "$VENV/bin/python" tests/faults/fuzz_pictures.py -max_total_time="$seconds" -reload=10 -seed=$core "${flags[@]}" \
       "$folder/corpus" &>"$folder/$core.log" &
     workers+=($!)
   done
+  trap 'kill "${workers[@]}" 2>/dev/null || :' EXIT # whatever ends this: the others would go on for hours
   for worker in "${workers[@]}"; do
     wait "$worker" || die 70 "a picture ends in an error that is none of edgeapp's" "see $folder/*.log" \
       'the picture is there as crash-..., timeout-... or oom-...: mend what it finds'
