@@ -529,8 +529,8 @@ campaign() { # campaign NAME
         tests/test_plan.py -k mutated
       ;;
     durability) # killed and refused at every call of the write path, and power cuts
-      setup
-      EDGEAPP_CAMPAIGN=1 run "$VENV/bin/python" -m pytest -v tests/test_durability.py
+      freeze
+      EDGEAPP_CAMPAIGN=1 EDGEAPP_REQUIRE_FROZEN=1 run "$VENV/bin/python" -m pytest -v tests/test_durability.py "${@:2}"
       ;;
     faults) # the service under faults, from damaged pictures to signals: `campaign faults -k f9` for one of them
       freeze

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from campaigning import Row
+from campaigning import CAMPAIGN, Row
 from PIL import Image
-from support import ROOT, Clock, Program, frozen_binary
+from support import BINARY, ROOT, Clock, Program, frozen_binary
 
 # What nohup or a shell's & has the tests ignore, the program would be born ignoring.
 for number in (signal.SIGHUP, signal.SIGINT):
@@ -45,6 +45,17 @@ def source_program(tmp_path: Path) -> Program:
         "PYTHONPATH": str(ROOT),
     }
     return Program([sys.executable, "-m", "edgeapp"], tmp_path, env)
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest, source_program: Program, frozen_cache: Path) -> Program:
+    """The frozen file in a campaign, where there is one; the source tree else."""
+    if not (CAMPAIGN and BINARY.is_file()):
+        return source_program
+    env = {key: value for key, value in source_program.env.items() if key != "PYTHONPATH"}
+    frozen = Program([str(BINARY)], source_program.cwd, env | {"EDGEAPP_CACHE": str(frozen_cache)})
+    assert frozen("--version").returncode == 0  # what takes long the first time is not what is looked at
+    return frozen
 
 
 @pytest.fixture(scope="session")

@@ -101,13 +101,13 @@ def killed_at(program: Program, clean: Program, spool: Spool, small: bytes, call
 @needs_strace
 @pytest.mark.parametrize("call", CALLS)
 def test_killed_at_each_system_call_nothing_is_lost(
-    source_program: Program, tmp_path: Path, small: bytes, row: Row, call: str
+    service: Program, tmp_path: Path, small: bytes, row: Row, call: str
 ) -> None:
     """The N-th call of the write path is the last one of the process, for every N (without a campaign: some)."""
     kills = 0
     for number in range(1, 60) if CAMPAIGN else (1, 3):
         spool = Spool(tmp_path / f"{call}-{number}")
-        killed = killed_at(source_program, source_program, spool, small, call, number)
+        killed = killed_at(service, service, spool, small, call, number)
         assert killed or number > 1, "the injection does nothing"
         shutil.rmtree(spool.root)
         if not killed:
@@ -145,13 +145,13 @@ def refused_at(
 @pytest.mark.parametrize("error", ERRNOS if CAMPAIGN else ("ENOSPC", "EIO"))
 @pytest.mark.parametrize("call", CALLS if CAMPAIGN else ("fdatasync", "renameat2"))
 def test_refused_system_call_loses_nothing(
-    source_program: Program, tmp_path: Path, small: bytes, row: Row, call: str, error: str
+    service: Program, tmp_path: Path, small: bytes, row: Row, call: str, error: str
 ) -> None:
     """It recovers, or ends with a documented code; the next start finishes what is left."""
     numbers = range(1, 21) if CAMPAIGN else (2,)
     for number in numbers:
         spool = Spool(tmp_path / f"{call}-{error}-{number}")
-        refused_at(source_program, source_program, spool, small, call, error, number)
+        refused_at(service, service, spool, small, call, error, number)
         shutil.rmtree(spool.root)
     row(f"F7 {call} {error}", cases=len(numbers), lost=0)
 
@@ -265,7 +265,7 @@ def cuts(disk: Disk, program: Program, small: bytes, count: int, check: Callable
             os.sync()
 
 
-def test_power_cut_loses_nothing(disk: Disk, source_program: Program, small: bytes, row: Row) -> None:
+def test_power_cut_loses_nothing(disk: Disk, service: Program, small: bytes, row: Row) -> None:
     """Every input lies in one place, whole; each that left the folder has its line; the next start goes on."""
     done = 0
 
@@ -276,15 +276,13 @@ def test_power_cut_loses_nothing(disk: Disk, source_program: Program, small: byt
         Appended(str(spool.results / "results.jsonl")).close()
         spool.assert_each_once()
 
-    cuts(disk, source_program, small, CUTS, check)
+    cuts(disk, service, small, CUTS, check)
     assert done > 0
     row(f"F6 power cuts, {disk.kind}", cuts=CUTS, lost=0, torn=0)
 
 
 @pytest.mark.skipif(not NEGATIVE_CUTS, reason="the negative control takes a campaign")
-def test_power_cut_without_sync_loses_something(
-    disk: Disk, source_program: Program, small: bytes, no_sync: Path
-) -> None:
+def test_power_cut_without_sync_loses_something(disk: Disk, service: Program, small: bytes, no_sync: Path) -> None:
     """The negative control: without fsync the same cuts do harm, so the test above can fail."""
     harm = 0
 
@@ -296,6 +294,6 @@ def test_power_cut_without_sync_loses_something(
             harm += 1
         spool.given = {name: "" for name in map(os.fsencode, os.listdir(spool.incoming))}
 
-    env = {**source_program.env, "LD_PRELOAD": str(no_sync)}
-    cuts(disk, Program(source_program.command, source_program.cwd, env), small, NEGATIVE_CUTS, check)
+    env = {**service.env, "LD_PRELOAD": str(no_sync)}
+    cuts(disk, Program(service.command, service.cwd, env), small, NEGATIVE_CUTS, check)
     assert harm > 0

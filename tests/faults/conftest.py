@@ -9,21 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from campaigning import CAMPAIGN
 from PIL import Image
 from serving import Spool
-from support import BINARY, Program
-
-
-@pytest.fixture
-def service(request: pytest.FixtureRequest, source_program: Program, frozen_cache: Path) -> Program:
-    """The frozen file in a campaign, where there is one; the source tree else."""
-    if not (CAMPAIGN and BINARY.is_file()):
-        return source_program
-    env = {key: value for key, value in source_program.env.items() if key != "PYTHONPATH"}
-    frozen = Program([str(BINARY)], source_program.cwd, env | {"EDGEAPP_CACHE": str(frozen_cache)})
-    assert frozen("--version").returncode == 0  # what takes long the first time is not what is looked at
-    return frozen
 
 
 @pytest.fixture

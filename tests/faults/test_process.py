@@ -246,10 +246,10 @@ def jump(
 
 
 def test_f13_clock_jumps_and_freezes_are_no_hang(
-    source_program: Program, spool: Spool, tiny: Path, small: Small, tmp_path: Path, row: Row
+    service: Program, spool: Spool, tiny: Path, small: Small, tmp_path: Path, row: Row
 ) -> None:
     """Signs of life go on, every input is done once."""
-    row("F13 clock", **jump(source_program, spool, tiny, small, size(2, 40), 60 if CAMPAIGN else 0.5, tmp_path))
+    row("F13 clock", **jump(service, spool, tiny, small, size(2, 40), 60 if CAMPAIGN else 0.5, tmp_path))
 
 
 @long_control

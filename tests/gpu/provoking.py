@@ -62,8 +62,20 @@ def neighbour(leave_mb: int) -> Iterator[int]:
             process.kill()
 
 
+class ProcessInfo(ctypes.Structure):
+    """nvmlProcessInfo_t of nvml.h."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint), ("used", ctypes.c_ulonglong), ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )  # fmt: skip
+
+
 class Memory:
-    """The memory of GPU 0 as a whole, as NVML counts it; no CUDA context is made for it."""
+    """What a process holds of GPU 0's memory, as NVML counts it; no CUDA context is made for it."""
+
+    NOT_TOLD = (1 << 64) - 1
+    MOST_PROCESSES = 100
 
     def __init__(self) -> None:
         from edgeapp.gpu.driver import Driver  # late: as a program this file needs nothing but Python
@@ -73,10 +85,22 @@ class Memory:
         driver.initialise()
         self._nvml, self._bus_id = Nvml.open(), driver.bus_id(0)
 
-    def free_kb(self) -> int | None:
-        """None where NVML does not tell, as on a Jetson."""
-        free = self._nvml.state(self._bus_id).free_bytes if self._nvml else None
-        return None if free is None else free >> 10
+    def kb(self, pid: int) -> int | None:
+        """None where NVML does not tell, as on a Jetson.
+
+        Where it does not know the process (in a container) what all of them hold, with a turned sign of what is free.
+        """
+        if self._nvml is None:
+            return None
+        found = (ProcessInfo * self.MOST_PROCESSES)()
+        count = ctypes.c_uint(self.MOST_PROCESSES)
+        words = (self._nvml._device(self._bus_id), ctypes.byref(count), found)
+        if self._nvml._library.nvmlDeviceGetComputeRunningProcesses_v3(*words) == 0:
+            for one in found[: count.value]:
+                if one.pid == pid and one.used != self.NOT_TOLD:
+                    return int(one.used) >> 10
+        free = self._nvml.state(self._bus_id).free_bytes
+        return None if free is None else -(free >> 10)
 
 
 # --- kernels that fail ------------------------------------------------------------------------------------------------

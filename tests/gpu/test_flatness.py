@@ -12,8 +12,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from campaigning import growth
+from campaigning import Usage, growth
 from gpu.compare import DEMO, unpacked
+from gpu.provoking import Memory
 from support import Program
 
 FRAMES = int(os.environ.get("EDGEAPP_GPU_FRAMES", "60000"))
@@ -25,19 +26,6 @@ ALLOCATORS_BYTES = 2 << 20
 """A short run cannot tell so much from what allocators hold back."""
 
 
-def gpu_bytes() -> int:
-    """Memory in use on the GPU, all programs."""
-    words = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) << 20
-
-
-def sample(pid: int) -> tuple[int, int, int, int]:
-    """Resident bytes, bytes on the GPU, descriptors and threads."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    descriptors = len(os.listdir(f"/proc/{pid}/fd"))
-    return int(status["VmRSS"].split()[0]) << 10, gpu_bytes(), descriptors, int(status["Threads"])
-
-
 def test_nothing_grows(edgeapp: Program, tmp_path: Path) -> None:
     """Through the whole pipeline: detector, GPU preprocessing, filter, boxes read; host and device memory."""
     engine = unpacked(DEMO / "model.plan.xz", tmp_path)
@@ -46,12 +34,14 @@ def test_nothing_grows(edgeapp: Program, tmp_path: Path) -> None:
     words = ["--engine", engine, "--model-card", DEMO / "model.json", "--batch", "8", "--input", "-", "--quiet"]
     child = edgeapp.start(*words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert child.stdin is not None
-    samples, taken_s, given, began_s = [], 0.0, 0, time.monotonic()
+    samples, taken_s, given, began_s, memory = [], 0.0, 0, time.monotonic(), Memory()
     while given < FRAMES:
         child.stdin.write(names)
         given += 1000
         if given > FRAMES // 10 and time.monotonic() - taken_s > SAMPLE_S:
-            samples.append((given, *sample(child.pid)))
+            used = Usage.of(child.pid)
+            on_gpu = (memory.kb(child.pid) or 0) << 10
+            samples.append((given, used.rss_kb << 10, on_gpu, used.descriptors, used.threads))
             taken_s = time.monotonic()
     child.communicate(timeout=600)
     assert child.returncode == 0

@@ -320,7 +320,7 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
     assert edgeapp("golden", "--engine", plan, "--write").returncode == 0
     plans, memory, chance = Plans(plan, apart=way == "swap"), Memory(), random.Random(10)
     samples: list[Usage] = []
-    free_kb: list[float] = []
+    on_gpu_kb: list[float] = []
     took_s: list[float] = []
     failed: list[bytes] = []
     ended = threading.Event()
@@ -353,8 +353,8 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
             codes[code] += 1
             loads += kind in ("good", "another answer")
             samples.append(Usage.of(it.process.pid))
-            if (free := memory.free_kb()) is not None:
-                free_kb.append(free)
+            if (kb := memory.kb(it.process.pid)) is not None:
+                on_gpu_kb.append(kb)
         plans.place("good")
         before = it.status()["inputs"]["done"]
         until(lambda: it.status()["inputs"]["done"] > before, "it serves after all that")
@@ -362,7 +362,7 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
         worker.join(60)
         inputs = it.status()["inputs"]
         assert it.stop() == 0
-    gpu_kb = growth([-free for free in free_kb]) if free_kb else None
+    gpu_kb = growth(on_gpu_kb) if on_gpu_kb else None
     assert not failed, failed[:1]
     assert not inputs["failed"]
     grown = growth([one.rss_kb for one in samples])
@@ -370,11 +370,12 @@ def test_f10_reloads_good_and_bad(edgeapp: Program, spool: Spool, plan: Path, wa
         f"F10 reloads, {way}", reloads=count, bad=count - codes[0], inferences=inputs["done"], failed_inferences=0,
         median_s=percentile(took_s, 50), longest_s=max(took_s), kB_a_reload=grown / (0.75 * count), loads=loads,
         memory_MB=[one.rss_kb >> 10 for one in samples[:: max(1, count // 10)]],
+        GPU_MB=[round(kb / 1024) for kb in on_gpu_kb[:: max(1, count // 10)]],
         GPU_kB_in_all="not told" if gpu_kb is None else int(gpu_kb), descriptors=samples[-1].descriptors,
         threads=samples[-1].threads, exit_codes=dict(sorted(codes.items())),
     )  # fmt: skip
     assert_flat(samples, RELOAD_KB * count + TENSORRT_KB * loads if count > 500 else MOST_WARMING_KB)
-    assert gpu_kb is None or gpu_kb <= GPU_KB + TENSORRT_GPU_KB * loads, free_kb
+    assert gpu_kb is None or gpu_kb <= GPU_KB + TENSORRT_GPU_KB * loads, on_gpu_kb
 
 
 # --- F12: the GPU fails -----------------------------------------------------------------------------------------------
@@ -532,7 +533,7 @@ def test_f12_gpu_that_comes_late_is_taken(edgeapp: Program, spool: Spool, plan: 
 def test_f15_inferences_leave_nothing(edgeapp: Program, spool: Spool, plan: Path) -> None:
     """Memory of host and GPU, descriptors and threads stay; none fails."""
     samples: list[Usage] = []
-    free_kb: list[float] = []
+    on_gpu_kb: list[float] = []
     latencies: list[float] = []
     memory = Memory()
     words = ("--listen", spool.root / "paths", "--segment-mb", "1")
@@ -543,8 +544,8 @@ def test_f15_inferences_leave_nothing(edgeapp: Program, spool: Spool, plan: Path
             latencies.append(latency)
             if number % max(1, INFERENCES // 40) == 0:
                 samples.append(Usage.of(it.process.pid))
-                if (free := memory.free_kb()) is not None:
-                    free_kb.append(free)
+                if (kb := memory.kb(it.process.pid)) is not None:
+                    on_gpu_kb.append(kb)
                 print(f"{number} inferences, {time.monotonic() - started:.0f} s, {samples[-1]}", flush=True)
                 for path in spool.results.glob("2*.jsonl"):  # a million lines take 500 MB
                     path.unlink()
@@ -552,14 +553,14 @@ def test_f15_inferences_leave_nothing(edgeapp: Program, spool: Spool, plan: Path
         assert it.stop() == 0
     assert len(latencies) == INFERENCES
     grown = assert_flat(samples, max(0 if INFERENCES >= 500_000 else 5 << 10, MOST_KB_A_MILLION * INFERENCES / 1e6))
-    gpu_kb = growth([-free for free in free_kb]) if free_kb else None
+    gpu_kb = growth(on_gpu_kb) if on_gpu_kb else None
     show_row(
         "F15 soak", inferences=INFERENCES, a_second=rate, p50_ms=percentile(latencies, 50) * 1e3,
         p99_ms=percentile(latencies, 99) * 1e3, memory_kB=int(grown), memory_MB=samples[-1].rss_kb >> 10,
         GPU_kB="not told" if gpu_kb is None else int(gpu_kb), descriptors=samples[-1].descriptors,
         threads=samples[-1].threads,
     )  # fmt: skip
-    assert gpu_kb is None or gpu_kb <= GPU_KB, free_kb
+    assert gpu_kb is None or gpu_kb <= GPU_KB, on_gpu_kb
 
 
 # --- what the unit file takes away ------------------------------------------------------------------------------------
