@@ -62,12 +62,16 @@ class Runner(Protocol):
     Attributes:
         hosts: memory of one batch each, from its first picture until its results are written.
         takes_pixels: `fill` wants a picture's pixels rather than the picture.
+        takes_jpegs: `keep` and `decode` take JPEGs.
     """
 
     depth: int
 
     @property
     def takes_pixels(self) -> bool: ...
+
+    @property
+    def takes_jpegs(self) -> bool: ...
 
     @property
     def hosts(self) -> Sequence[Any]: ...
@@ -78,6 +82,14 @@ class Runner(Protocol):
 
     def fill(self, host: Any, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         """Put a picture into its place of the batch."""
+        ...
+
+    def keep(self, host: Any, place: int, jpeg: bytes, picture_wh: tuple[int, int], /) -> Letterbox:
+        """Put a JPEG into its place of the batch."""
+        ...
+
+    def decode(self, host: Any, /) -> list[int]:
+        """Decode what was kept; gives the places where that cannot be done here."""
         ...
 
     def launch(self, host: Any, count: int) -> None:
@@ -407,7 +419,24 @@ class Pipeline:
             batch.unread -= 1
             last = batch.unread == 0
         if last:
+            self._decode_kept(source, batch)
             self._ready.put(batch)
+
+    def _decode_kept(self, source: Source, batch: Batch) -> None:
+        """Have the runner decode what it kept, and the source what the runner cannot."""
+        kept = [(place, result) for place, result in enumerate(batch.results) if result.frame.data]
+        if self._runner is None or not kept:
+            return
+        started = time.perf_counter()
+        refused = self._runner.decode(batch.host)
+        took_ms = (time.perf_counter() - started) * 1e3
+        for place, result in kept:
+            if place in refused:
+                batch.letterboxes[place] = None
+                self._take_in(source, batch, place)
+            else:
+                result.frame.data = b""
+                result.times_ms["decode"] += took_ms / len(kept)
 
     def _take_in(self, source: Source, batch: Batch, place: int) -> None:
         result = batch.results[place]
@@ -430,6 +459,10 @@ class Pipeline:
             result.times_ms["preprocess"] = (time.perf_counter() - decoded) * 1e3
             if not self._keep_pictures and self._draw is None:
                 frame.image = None
+        elif frame.data and self._runner is not None:
+            assert frame.picture_wh is not None
+            batch.letterboxes[place] = self._runner.keep(batch.host, place, frame.data, frame.picture_wh)
+            result.times_ms["decode"] = (time.perf_counter() - started) * 1e3
         else:
             result.times_ms["decode"] = (time.perf_counter() - started) * 1e3
 

@@ -219,6 +219,10 @@ OPTIONS = (
            "N", 1, group=SPEED),
     Option("preprocess", "where pictures become network input: gpu, cpu or auto, which is gpu for a plan",
            choice("gpu", "cpu", "auto"), "WHERE", "auto", group=SPEED),
+    Option("decode", "where plain JPEGs become pixels: cpu, or gpu, by the decoder that A100, H100 and H200 have for them",
+           choice("cpu", "gpu"), "WHERE", "cpu", group=SPEED),
+    Option("nvjpeg_library", "the libnvjpeg.so for --decode gpu (default: the system's); its code runs", name,
+           metavar="FILE", group=SPEED, variable_too=False),
     Option("max_delay_ms", "wait so long for a batch to fill when standard input is silent", number(0, 60_000), "MS",
            0.0, group=SPEED),
     Option("sync", "how the GPU is waited for: spin (sooner, costs a core), block or auto",
@@ -307,6 +311,8 @@ class Settings:
     slots: int | None = None
     streams: int = 1
     preprocess: str = "auto"
+    decode: str = "cpu"
+    nvjpeg_library: str | None = None
     max_delay_ms: float = 0.0
     sync: str = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS

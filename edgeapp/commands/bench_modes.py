@@ -335,6 +335,8 @@ class Modes:
             if frame is None or self._source.is_tensors(frame):
                 continue
             self._source.read(frame)
+            if frame.data:  # kept for the GPU
+                self._source.read(frame)
             if frame.image is not None and frame.picture_wh is not None:
                 self._decoded.append((frame.image, frame.picture_wh))
             error = frame.error or error

@@ -270,6 +270,8 @@ def open_to_run(
     Raises:
         EdgeappError: it cannot be run.
     """
+    if settings.decode == "gpu" and settings.save is not None:
+        raise errors.UsageError("--decode gpu and --save go not together", "pictures to draw on are decoded on the CPU")
     model = open_model(model_file, settings, trace, talk, stop, stack, total=total, side_by_side=side_by_side)
     runner = None
     if model.preprocess is not None:
@@ -278,6 +280,7 @@ def open_to_run(
         with trace.step("buffers and graphs"):
             runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=total)
         source.as_pixels = runner.takes_pixels and settings.save is None
+        source.as_jpegs = runner.takes_jpegs
     if settings.startup_trace:
         talk.always(str(trace))
     return model, runner
@@ -328,6 +331,8 @@ def make_runner(
                 hosts=hosts,
                 graphs=batches is None or batches >= FEWEST_BATCHES_FOR_GRAPHS,
             )
+    if settings.decode == "gpu":
+        raise _no_gpu_decoding(f"{engine.name} takes pictures that were decoded")
     hosts = max(1, min(hosts, MOST_HOST_BYTES // (batch * nbytes(preprocess.shape, preprocess.dtype))))
     return Direct(engine, preprocess.fill, preprocess.shape, preprocess.dtype, batch=batch, least=least, hosts=hosts)
 
@@ -355,6 +360,7 @@ def open_ring(
     """
     from edgeapp.gpu.intake import Intake, PixelIntake, ReadyIntake
     from edgeapp.gpu.kernels import Kernels
+    from edgeapp.gpu.nvjpeg import Decoders
     from edgeapp.gpu.preprocess import Preparer
     from edgeapp.gpu.ring import SLOTS, Ring
 
@@ -372,6 +378,12 @@ def open_ring(
     if kernels is not None:
         mapped = engine.driver.is_integrated(settings.device) if mapped is None else mapped
         intake = PixelIntake(preprocess, spec, model.batch, Preparer(model.card, spec.dtype, kernels), mapped=mapped)
+    decoders = None
+    if on_gpu and settings.decode == "gpu":
+        if kernels is None:
+            raise _no_gpu_decoding("here pictures become network input on the CPU")
+        decoders = Decoders(engine.driver, model.batch, settings.nvjpeg_library)
+        stack.callback(decoders.close)
     try:
         ring = Ring(
             engine,
@@ -384,6 +396,7 @@ def open_ring(
             graphs=graphs,
             streams=settings.streams,
             boxes=_filter(model, preprocess, kernels) if kernels is not None else None,
+            decoders=decoders,
         )
     except errors.DataError as error:
         if settings.streams == 1:
@@ -395,6 +408,10 @@ def open_ring(
         ) from error
     stack.callback(ring.close)
     return ring
+
+
+def _no_gpu_decoding(why: str) -> errors.UsageError:
+    return errors.UsageError("cannot decode on the GPU", why, "leave out --decode gpu")
 
 
 def _filter(model: Model, preprocess: Preprocessor, kernels: Kernels) -> Filter | None:

@@ -14,14 +14,17 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-START = b"\xff\xd8\xff"
-"""How a JPEG begins."""
+START, END = b"\xff\xd8\xff", b"\xff\xd9"
+"""How a JPEG begins and ends."""
 
 REDUCTIONS = (8, 4, 2)
 """By how much the decoder can shrink a picture; it then leaves the finer frequencies out."""
 
-APP1, START_OF_SCAN = 0xE1, 0xDA
+APP1, START_OF_SCAN, BASELINE = 0xE1, 0xDA, 0xC0
 """Markers, ITU T.81."""
+
+FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
+"""Those that begin a picture, one for each way of coding it."""
 
 EXIF, XMP_ORIENTATION = b"Exif\0\0", b"tiff:Orientation"
 
@@ -55,19 +58,32 @@ def pixels(
     return (found, (width, height)) if found.shape[:2] == size else None
 
 
-def _upright(data: bytes) -> bool:
-    """Whether the orientation is told by Exif, and is the usual one, or by nothing."""
-    at = 2
+def baseline_wh(data: bytes, max_pixels: int) -> tuple[int, int] | None:
+    """Size of an upright colour JPEG of the plainest coding that has its end; None for others."""
+    if not data.endswith(END) or _upright(data) != BASELINE:
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, MemoryError):
+        return None
+    return (width, height) if space == "YCbCr" and width * height <= max_pixels else None
+
+
+def _upright(data: bytes) -> int:
+    """One of FRAMES where the orientation is told by Exif, and is the usual one, or by nothing; else 0."""
+    at, frame = 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, size = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
         if marker == START_OF_SCAN:
-            return True
+            return frame
+        if marker in FRAMES:
+            frame = marker
         if marker == APP1:
             segment = data[at + 4 : at + 2 + size]
             if XMP_ORIENTATION in segment or (segment.startswith(EXIF) and _orientation(segment) != 1):
-                return False
+                return 0
         at += 2 + size
-    return False
+    return 0
 
 
 def _orientation(segment: bytes) -> int:

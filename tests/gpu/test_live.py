@@ -29,9 +29,21 @@ def test_live_stream(edgeapp: Program, tmp_path: Path, a_second: int) -> None:
     files = sorted(DEMO.glob("*.jpg"))
     words = ("--engine", engine, "--model-card", DEMO / "model.json")
     wanted = edgeapp(*words, "--input", "-", input="".join(f"{path}\n" for path in files).encode()).lines
-    child = edgeapp.start(
-        *words, "--input", "mjpeg:-", "--live", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with edgeapp.start(*words, "--input", "mjpeg:-", "--live", **pipes) as child:
+        numbers, left_out, ages_s = followed(child, files, wanted, a_second)
+    print(f"\nlive, {a_second or 'unlimited'} a second: {len(numbers)} done, {left_out} left out, "
+          f"median {percentile(ages_s[10:], 50) * 1e3:.1f} ms after it was written")  # fmt: skip
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == PICTURES
+    assert len(numbers) + left_out == PICTURES
+    assert a_second == 0 or left_out < PICTURES // 2  # those that came while it started
+
+
+def followed(
+    child: subprocess.Popen[bytes], files: list[Path], wanted: list[dict[str, Any]], a_second: int
+) -> tuple[list[int], int, list[float]]:
+    """Feed a stream and read its results: their numbers, how many were left out, seconds after each was written."""
     given_s: list[float] = []
 
     def feed() -> None:
@@ -58,10 +70,4 @@ def test_live_stream(edgeapp: Program, tmp_path: Path, a_second: int) -> None:
     said = child.stderr.read().decode()
     assert child.wait(60) == 0, said
     told = re.search(r"(\d+) left out for newer ones", said)
-    left_out = int(told[1]) if told else 0
-    print(f"\nlive, {a_second or 'unlimited'} a second: {len(numbers)} done, {left_out} left out, "
-          f"median {percentile(ages_s[10:], 50) * 1e3:.1f} ms after it was written")  # fmt: skip
-    assert numbers == sorted(set(numbers))
-    assert numbers[-1] == PICTURES
-    assert len(numbers) + left_out == PICTURES
-    assert a_second == 0 or left_out < PICTURES // 2  # those that came while it started
+    return numbers, int(told[1]) if told else 0, ages_s
