@@ -219,7 +219,7 @@ OPTIONS = (
            "N", 1, group=SPEED),
     Option("preprocess", "where pictures become network input: gpu, cpu or auto, which is gpu for a plan",
            choice("gpu", "cpu", "auto"), "WHERE", "auto", group=SPEED),
-    Option("decode", "where plain JPEGs become pixels: cpu, or gpu, by the decoder that A100, H100 and H200 have for them",
+    Option("decode", "where plain JPEGs become pixels: cpu, or gpu, by the JPEG decoder of an A100, H100 or H200",
            choice("cpu", "gpu"), "WHERE", "cpu", group=SPEED),
     Option("nvjpeg_library", "the libnvjpeg.so for --decode gpu (default: the system's); its code runs", name,
            metavar="FILE", group=SPEED, variable_too=False),
