@@ -451,18 +451,18 @@ class Pipeline:
                 "a picture fits only one input tensor of four dimensions",
                 "give tensors: .npy, or .npz with the input tensors' names as keys",
             )
-        elif frame.image is not None and self._runner is not None:
+        elif self._runner is not None and (frame.image is not None or frame.data):
             decoded = time.perf_counter()
             assert frame.picture_wh is not None
-            batch.letterboxes[place] = self._runner.fill(batch.host, place, frame.image, frame.picture_wh)
+            if frame.image is not None:
+                letterbox = self._runner.fill(batch.host, place, frame.image, frame.picture_wh)
+            else:
+                letterbox = self._runner.keep(batch.host, place, frame.data, frame.picture_wh)
+            batch.letterboxes[place] = letterbox
             result.times_ms["decode"] = (decoded - started) * 1e3
             result.times_ms["preprocess"] = (time.perf_counter() - decoded) * 1e3
             if not self._keep_pictures and self._draw is None:
                 frame.image = None
-        elif frame.data and self._runner is not None:
-            assert frame.picture_wh is not None
-            batch.letterboxes[place] = self._runner.keep(batch.host, place, frame.data, frame.picture_wh)
-            result.times_ms["decode"] = (time.perf_counter() - started) * 1e3
         else:
             result.times_ms["decode"] = (time.perf_counter() - started) * 1e3
 

@@ -15,7 +15,10 @@ from PIL import Image
 
 from edgeapp import errors
 from edgeapp.pixels import image_of, pixels_of
+from edgeapp.records import Frame
+from edgeapp.sources import FileSource
 from edgeapp.sources.pictures import read_picture
+from edgeapp.stopping import Stop
 
 LIMIT = 1_000_000
 Fit = Callable[[tuple[int, int]], tuple[int, int]]
@@ -69,6 +72,28 @@ def test_pixels_are_those_of_pillow(
     assert isinstance(found[0], np.ndarray)
     assert found[0].shape == (pillow[0].height, pillow[0].width, 4)
     assert_same(pillow, found)
+
+
+def test_only_plain_ones_are_kept_for_another_decoder(tmp_path: Path) -> None:
+    """Whole, upright, in colour, of the plainest coding and not too large; others are decoded as ever."""
+    picture = photo(64, 48)
+    plain = jpeg(picture)
+    kept = [plain, jpeg(picture, subsampling=0, exif=exif(x0112=1)), jpeg(picture, restart_marker_blocks=2)]
+    others = [
+        jpeg(picture, progressive=True), jpeg(picture.convert("L")), jpeg(picture.convert("CMYK")),
+        jpeg(picture, exif=exif(x0112=6)), jpeg(photo(1200, 900)), plain[:-2], plain + b"\0", plain[:40], b"", b"junk",
+    ]  # fmt: skip
+    source = FileSource([], max_pixels=LIMIT, stop=Stop())
+    source.as_jpegs = True
+    for number, data in enumerate([*kept, *others]):
+        frame = Frame(str(tmp_path / f"{number}.jpg"))
+        Path(frame.path).write_bytes(data)
+        source.read(frame)
+        if data in kept:
+            assert (frame.data, frame.picture_wh, frame.image, frame.error) == (data, (64, 48), None, None)
+            source.read(frame)  # as whoever could not decode it asks for
+        assert frame.data == b""
+        assert (frame.image is None) == (frame.error is not None)
 
 
 @pytest.mark.parametrize(
