@@ -60,8 +60,7 @@ class Frame:
 
     Attributes:
         path: as the user named it.
-        data: the bytes of the picture's file, where they came with it or are still to be decoded; b"" has them read from
-            `path`.
+        data: the picture's file, where it came with the frame or is still to be decoded; b"": it lies at `path`.
         image: RGB picture, orientation applied, maybe decoded smaller than it is, or its pixels where the source was
             asked for these; None for tensors.
         picture_wh: width and height of the picture as it is in the file, orientation applied, pixels;

@@ -151,7 +151,7 @@ class Keeping(Direct):
     def keep(self, *words: Any) -> Letterbox:
         host, place, data, picture_wh = words
         host.kept[place] = data, picture_wh
-        return Letterbox(1.0, 1.0, 0.0, 0.0)  # a classifier needs none
+        return Letterbox((1.0, 1.0), (0.0, 0.0), picture_wh)  # nobody looks at boxes
 
     def decode(self, host: Any, /) -> list[int]:
         refused = []
