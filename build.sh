@@ -566,7 +566,7 @@ fuzz() {
   seconds=$((${EDGEAPP_FUZZ_S:-14400} / $(nproc)))
   workers=() # not local: the trap looks at it
   for ((core = 1; core <= $(nproc); core++)); do
-    "$VENV/bin/python" tests/faults/fuzz_pictures.py -max_total_time="$seconds" -reload=10 -seed=$core "${flags[@]}" \
+    "$VENV/bin/python" tests/faults/fuzz_pictures.py -max_total_time="$seconds" -reload=10 -seed=$RANDOM "${flags[@]}" \
       "$folder/corpus" &>"$folder/$core.log" &
     workers+=($!)
   done

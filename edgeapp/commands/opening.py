@@ -382,7 +382,7 @@ def open_ring(
     if on_gpu and settings.decode == "gpu":
         if kernels is None:
             raise _no_gpu_decoding("here pictures become network input on the CPU")
-        decoders = Decoders(engine.driver, settings.nvjpeg_library)
+        decoders = Decoders(engine.driver, model.batch, settings.nvjpeg_library)
         stack.callback(decoders.close)
     try:
         ring = Ring(

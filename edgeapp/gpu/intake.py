@@ -186,11 +186,11 @@ class PixelInput:
 
     Args:
         placed: `place_of` with the model card.
-        placed_decoded: `place_of_decoded` with it.
+        decoded: `place_of_decoded` with it.
         mapped: the GPU reads the pictures where they are; only where they are is copied.
 
     Attributes:
-        jpegs: those that the GPU decodes, by place.
+        jpegs: of the places that the GPU has still to decode, the file and the size in it.
     """
 
     def __init__(
@@ -199,14 +199,14 @@ class PixelInput:
         batch: int,
         preprocess: Preprocess,
         placed: Callable[[WH, WH], tuple[Fitting, tuple[int, ...]]],
-        placed_decoded: Callable[[WH], tuple[Fitting, tuple[int, ...]]],
+        decoded: Callable[[WH], tuple[Fitting, tuple[int, ...]]],
         reserve: int,
         *,
         mapped: bool,
     ) -> None:
         self._memory = memory
         self._placed = placed
-        self._placed_decoded = placed_decoded
+        self._decoded = decoded
         self._mapped = mapped
         # Page-locked memory has one address for both (unified addressing, all 64-bit machines).
         self._base = memory.ctypes.data if mapped else 0
@@ -215,12 +215,14 @@ class PixelInput:
         self._preprocess = preprocess
         self._reserve = reserve
         self._lock = threading.Lock()
-        self.jpegs: dict[int, nvjpeg.Jpeg] = {}
+        self.jpegs: dict[int, tuple[bytes, WH]] = {}
+        self._addresses: dict[int, int] = {}
         self.clear()
 
     def clear(self) -> None:
         self._rows[:] = np.zeros((), PICTURE)
         self.jpegs.clear()
+        self._addresses.clear()
         self._end = self._start
         self._left = len(self._rows)
 
@@ -242,18 +244,14 @@ class PixelInput:
 
     def keep(self, place: int, jpeg: bytes, picture_wh: WH) -> Letterbox:
         """A file that the GPU is to decode; any thread may, each for another place."""
-        self.jpegs[place] = nvjpeg.Jpeg(jpeg, picture_wh)
-        return self._placed_decoded(picture_wh)[0].letterbox
+        self.jpegs[place] = jpeg, picture_wh
+        return self._decoded(picture_wh)[0].letterbox
 
-    def decoded(self) -> list[int]:
-        """What `keep` was given is decoded; gives the places where it is not."""
-        refused = [place for place, jpeg in self.jpegs.items() if not jpeg.address]
-        for place in refused:
-            del self.jpegs[place]
-        for place, jpeg in self.jpegs.items():
-            jpeg.data = b""
-            self._rows[place] = (jpeg.address, *self._placed_decoded(jpeg.size_wh)[1])
-        return refused
+    def locate(self, place: int, address: int) -> None:
+        """What `keep` was given is decoded: where it is on the device."""
+        _, picture_wh = self.jpegs.pop(place)
+        self._rows[place] = (address, *self._decoded(picture_wh)[1])
+        self._addresses[place] = address
 
     def _room(self, size: int, *, last: bool = False) -> int | None:
         """Where so many bytes may go; None when those who follow would have no room left."""
@@ -268,8 +266,8 @@ class PixelInput:
     def used(self, _: int, copied: int) -> int:
         if self._mapped:
             return self._start
-        for place, jpeg in self.jpegs.items():  # offsets count from what is copied
-            self._rows[place]["offset"] = (jpeg.address - copied) % (1 << 64)
+        for place, address in self._addresses.items():  # offsets count from what is copied
+            self._rows[place]["offset"] = (address - copied) % (1 << 64)
         return self._end
 
 
@@ -292,7 +290,7 @@ class PixelIntake:
         self._preparer = preparer
         self._batch = batch
         self._placed = lru_cache(MOST_SIZES)(partial(place_of, preprocess.card))
-        self._placed_decoded = lru_cache(MOST_SIZES)(partial(place_of_decoded, preprocess.card))
+        self._decoded = lru_cache(MOST_SIZES)(partial(place_of_decoded, preprocess.card))
         width, height = preprocess.card.size_wh
         self._reserve = up(width * height * PIXEL_BYTES)
         roomy = ROOMY_BYTES if preprocess.card.antialias else ROOMIER_BYTES
@@ -303,8 +301,9 @@ class PixelIntake:
         self.tensor_size = nbytes((batch, *preprocess.shape), HOST_DTYPES[spec.dtype])
 
     def input(self, memory: NDArray[np.uint8]) -> PixelInput:
-        placed = self._placed, self._placed_decoded
-        return PixelInput(memory, self._batch, self._preprocess, *placed, self._reserve, mapped=self._mapped)
+        return PixelInput(
+            memory, self._batch, self._preprocess, self._placed, self._decoded, self._reserve, mapped=self._mapped
+        )
 
     def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
         # Offsets of the pictures count from the start of what is copied, or are addresses.

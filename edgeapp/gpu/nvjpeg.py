@@ -6,13 +6,12 @@ A100, A30, H100, H200 and B200 have one. Names and numbers: NVIDIA's nvjpeg.h of
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from itertools import accumulate
-from queue import Empty, SimpleQueue
+from contextlib import ExitStack
+from queue import SimpleQueue
 from typing import Any
+
+import numpy as np
 
 from edgeapp import errors, paths
 from edgeapp.gpu.driver import BLOCKING_SYNC, DISABLE_TIMING, NON_BLOCKING, Driver
@@ -31,8 +30,9 @@ STATUS = {
 PIXEL_BYTES = 3
 ROW_ALIGNMENT, PICTURE_ALIGNMENT = 64, 256
 
-FEEDERS, MOST_AT_ONCE = 2, 32
-"""Threads that give pictures to the decoder, and pictures in one call: more of either brings nothing on an H200."""
+AT_WORK, MOST_DECODERS = 16, 8
+"""Pictures that keep all units of the GPU's decoder busy, and handles to give them by. One call for pictures of several
+batches was slower (tests/gpu/results.md)."""
 
 WH = tuple[int, int]
 """(width, height), pixels."""
@@ -44,29 +44,9 @@ class _Image(ctypes.Structure):
     _fields_ = (("channel", ctypes.c_void_p * 4), ("pitch", ctypes.c_size_t * 4))
 
 
-def up(size: int, alignment: int) -> int:
-    """The next multiple."""
-    return -(-size // alignment) * alignment
-
-
 def row_bytes(width: int) -> int:
     """From one row of a decoded picture to the next."""
-    return up(width * PIXEL_BYTES, ROW_ALIGNMENT)
-
-
-@dataclass
-class Jpeg:
-    """A JPEG that is to be decoded.
-
-    Attributes:
-        data: the file.
-        size_wh: the size in it.
-        address: of its pixels on the device: rows of `row_bytes`, three bytes a pixel; 0 until it is decoded.
-    """
-
-    data: bytes
-    size_wh: WH
-    address: int = 0
+    return -(-width * PIXEL_BYTES // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
 
 class Memory:
@@ -77,16 +57,17 @@ class Memory:
         self._address = ctypes.c_void_p()
         self._size = 0
 
-    def places(self, jpegs: Sequence[Jpeg]) -> list[int]:
-        """Device addresses for the pixels of pictures, valid until the next call; none without enough memory."""
-        sizes = [up(row_bytes(jpeg.size_wh[0]) * jpeg.size_wh[1], PICTURE_ALIGNMENT) for jpeg in jpegs]
-        if sum(sizes) > self._size:
+    def places(self, sizes: Sequence[WH]) -> list[int] | None:
+        """Device addresses for pictures of these sizes, valid until the next call; None without enough memory."""
+        ends = np.cumsum([-(-row_bytes(w) * h // PICTURE_ALIGNMENT) * PICTURE_ALIGNMENT for w, h in sizes]).tolist()
+        if ends[-1] > self._size:
             self.free()
-            if self._driver.function("cuMemAlloc_v2")(ctypes.byref(self._address), sum(sizes)) != 0:
+            if self._driver.function("cuMemAlloc_v2")(ctypes.byref(self._address), ends[-1]) != 0:
                 self._address = ctypes.c_void_p()
-                return []
-            self._size = sum(sizes)
-        return [(self._address.value or 0) + start for start in accumulate(sizes[:-1], initial=0)]
+                return None
+            self._size = ends[-1]
+        start = self._address.value or 0
+        return [start + offset for offset in (0, *ends[:-1])]
 
     def free(self) -> None:
         if self._size:
@@ -94,72 +75,51 @@ class Memory:
         self._address, self._size = ctypes.c_void_p(), 0
 
 
-@dataclass(frozen=True)
-class _Request:
-    """Pictures of a batch, until somebody has tried to decode them."""
-
-    jpegs: Sequence[Jpeg]
-    memory: Memory
-    done: threading.Event = field(default_factory=threading.Event)
-
-
 class Decoders:
     """The GPU's decoder for JPEGs, for several threads; made where the CUDA context is current.
 
-    Two threads feed it, so that one reads headers while the other's pictures are decoded. Each takes what waits, of
-    several batches if need be: a few pictures take the decoder nearly as long as many.
-
     Args:
+        batch: pictures that come together.
         library: of nvJPEG; None has the system's loader find one.
 
     Raises:
         NoGpuError: there is no such library, or this GPU has no such decoder.
     """
 
-    def __init__(self, driver: Driver, library: str | None) -> None:
+    def __init__(self, driver: Driver, batch: int, library: str | None) -> None:
         self._driver = driver
         self._undo = ExitStack()
-        self._waiting: SimpleQueue[_Request | None] = SimpleQueue()
+        self._free: SimpleQueue[_Decoder] = SimpleQueue()
         context = ctypes.c_void_p()
         driver.call("cuCtxGetCurrent", ctypes.byref(context))
         self._context = context.value
         loaded = _load(library)
         try:
-            made = [_Decoder(driver, loaded, self._undo) for _ in range(FEEDERS)]
+            for _ in range(min(MOST_DECODERS, max(2, -(-AT_WORK // batch)))):
+                decoder = _Decoder(driver, loaded, self._undo)
+                self._free.put(decoder)
         except BaseException:
-            self._undo.close()
+            self.close()
             raise
-        self._threads = [threading.Thread(target=self._feed, args=(one,), name="jpegs", daemon=True) for one in made]
-        for thread in self._threads:
-            thread.start()
 
-    def decode(self, jpegs: Sequence[Jpeg], memory: Memory) -> None:
-        """Decode pictures into `memory`, and wait for them; those that cannot be keep the address 0. Any thread may."""
-        request = _Request(jpegs, memory)
-        self._waiting.put(request)
-        request.done.wait()
+    def decode(self, jpegs: Sequence[tuple[bytes, WH]], memory: Memory) -> list[int | None]:
+        """Decode pictures and wait for them; any thread may.
 
-    def _feed(self, decoder: _Decoder) -> None:
+        Args:
+            jpegs: files, and the sizes in them.
+            memory: takes the pixels: rows of `row_bytes`, three bytes a pixel.
+
+        Returns:
+            For each picture its device address, None where the decoder does not take it.
+        """
         self._driver.function("cuCtxSetCurrent")(self._context)
-        while (request := self._waiting.get()) is not None:
-            requests = [request]
-            with suppress(Empty):
-                while sum(len(one.jpegs) for one in requests) < MOST_AT_ONCE:
-                    if (request := self._waiting.get_nowait()) is None:
-                        self._waiting.put(None)  # for the next turn
-                        break
-                    requests.append(request)
-            with suppress(Exception):  # what it does not decode is decoded on the CPU
-                decoder.decode(requests)
-            for one in requests:
-                one.done.set()
+        decoder = self._free.get()
+        try:
+            return decoder.decode(jpegs, memory)
+        finally:
+            self._free.put(decoder)
 
     def close(self) -> None:
-        """End the threads; nobody may wait any more."""
-        for _ in self._threads:
-            self._waiting.put(None)
-        for thread in self._threads:
-            thread.join()
         self._undo.close()
 
 
@@ -180,30 +140,28 @@ class _Decoder:
         self._done = driver.create("cuEventCreate", BLOCKING_SYNC | DISABLE_TIMING)
         undo.callback(driver.function("cuEventDestroy_v2"), self._done)
 
-    def decode(self, requests: Sequence[_Request]) -> None:
-        """All their pictures at once; where one of them makes the decoder fail, none is decoded."""
-        jpegs: list[Jpeg] = []
-        addresses: list[int] = []
-        for request in requests:
-            taken = [jpeg for jpeg in request.jpegs if self._takes(jpeg.data)]
-            if taken and (found := request.memory.places(taken)):
-                jpegs += taken
-                addresses += found
-        count = len(jpegs)
-        if not count or (state := self._state(count)) is None:
-            return
-        files = (ctypes.c_char_p * count)(*[jpeg.data for jpeg in jpegs])
-        lengths = (ctypes.c_size_t * count)(*[len(jpeg.data) for jpeg in jpegs])
+    def decode(self, jpegs: Sequence[tuple[bytes, WH]], memory: Memory) -> list[int | None]:
+        refused: list[int | None] = [None] * len(jpegs)
+        numbers = [number for number, (data, _) in enumerate(jpegs) if self._takes(data)]
+        if not numbers or (addresses := memory.places([jpegs[number][1] for number in numbers])) is None:
+            return refused
+        count = len(numbers)
+        files = (ctypes.c_char_p * count)(*[jpegs[number][0] for number in numbers])
+        lengths = (ctypes.c_size_t * count)(*[len(jpegs[number][0]) for number in numbers])
         images = (_Image * count)()
-        for image, jpeg, address in zip(images, jpegs, addresses, strict=True):
-            image.channel[0], image.pitch[0] = address, row_bytes(jpeg.size_wh[0])
+        for image, number, address in zip(images, numbers, addresses, strict=True):
+            image.channel[0], image.pitch[0] = address, row_bytes(jpegs[number][1][0])
+        if (state := self._state(count)) is None:
+            return refused
         code = self._library.nvjpegDecodeBatched(self._handle, state, files, lengths, images, self._stream)
         # Also after a refusal: what was begun writes into this memory.
         waited = self._driver.function("cuEventRecord")(self._done, self._stream)
         waited = waited or self._driver.function("cuEventSynchronize")(self._done)
-        if not code and not waited:
-            for jpeg, address in zip(jpegs, addresses, strict=True):
-                jpeg.address = address
+        if code or waited:
+            return refused
+        for number, address in zip(numbers, addresses, strict=True):
+            refused[number] = address
+        return refused
 
     def _takes(self, data: bytes) -> bool:
         """By its header."""

@@ -238,9 +238,13 @@ class Ring:
         if self._decoders is None or host.decoded is None:
             return []
         assert isinstance(host.input, PixelInput)
-        if host.input.jpegs:
-            self._decoders.decode([*host.input.jpegs.values()], host.decoded)
-        return host.input.decoded()
+        kept = dict(host.input.jpegs)
+        addresses = self._decoders.decode([*kept.values()], host.decoded) if kept else []
+        for place, address in zip(kept, addresses, strict=True):
+            if address is not None:
+                host.input.locate(place, address)
+        host.input.jpegs.clear()
+        return [place for place, address in zip(kept, addresses, strict=True) if address is None]
 
     def places(self, count: int) -> int:
         """The batch size that runs for `count` pictures: a power of two, or the largest."""
