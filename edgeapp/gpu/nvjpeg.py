@@ -141,10 +141,10 @@ class _Decoder:
         undo.callback(driver.function("cuEventDestroy_v2"), self._done)
 
     def decode(self, jpegs: Sequence[tuple[bytes, WH]], memory: Memory) -> list[int | None]:
-        refused: list[int | None] = [None] * len(jpegs)
+        found: list[int | None] = [None] * len(jpegs)
         numbers = [number for number, (data, _) in enumerate(jpegs) if self._takes(data)]
         if not numbers or (addresses := memory.places([jpegs[number][1] for number in numbers])) is None:
-            return refused
+            return found
         count = len(numbers)
         files = (ctypes.c_char_p * count)(*[jpegs[number][0] for number in numbers])
         lengths = (ctypes.c_size_t * count)(*[len(jpegs[number][0]) for number in numbers])
@@ -152,16 +152,16 @@ class _Decoder:
         for image, number, address in zip(images, numbers, addresses, strict=True):
             image.channel[0], image.pitch[0] = address, row_bytes(jpegs[number][1][0])
         if (state := self._state(count)) is None:
-            return refused
+            return found
         code = self._library.nvjpegDecodeBatched(self._handle, state, files, lengths, images, self._stream)
         # Also after a refusal: what was begun writes into this memory.
         waited = self._driver.function("cuEventRecord")(self._done, self._stream)
         waited = waited or self._driver.function("cuEventSynchronize")(self._done)
         if code or waited:
-            return refused
+            return found
         for number, address in zip(numbers, addresses, strict=True):
-            refused[number] = address
-        return refused
+            found[number] = address
+        return found
 
     def _takes(self, data: bytes) -> bool:
         """By its header."""

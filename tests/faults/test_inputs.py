@@ -8,6 +8,8 @@ import os
 import random
 import signal
 import subprocess
+import sys
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import bombs
+import PIL
 import pytest
 from campaigning import CAMPAIGN, Row, Usage, assert_flat, found, planted, size
 from serving import Spool, serving, until
@@ -63,6 +66,42 @@ def feed_corrupted(program: Program, spool: Spool, engine: Path, count: int, see
 def test_f1_corrupted_pictures_harm_nothing(service: Program, spool: Spool, tiny: Path, row: Row) -> None:
     """Each is done or failed, once; memory stays, the log is short."""
     row("F1 damaged pictures", **feed_corrupted(service, spool, tiny, size(80, 10_000), seed=1))
+
+
+def pillows_pictures(folder: Path) -> list[bytes]:
+    """What a release of Pillow is tested with, a thousand files: every format, and what made it crash once.
+
+    EDGEAPP_PILLOW_SDIST names its archive, else pip gets it.
+    """
+    archive = os.environ.get("EDGEAPP_PILLOW_SDIST")
+    if archive is None:
+        words = ["--no-deps", "--no-binary=pillow", "--dest", folder, f"pillow=={PIL.__version__}"]
+        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", *words], check=True)
+        archive = str(next(folder.glob("*.tar.gz")))
+    with tarfile.open(archive) as tar:
+        files = [tar.extractfile(entry) for entry in tar if "/Tests/images/" in entry.name and entry.isfile()]
+        return [file.read() for file in files if file is not None]
+
+
+@pytest.mark.skipif(not CAMPAIGN, reason="47 MB to get, in a campaign")
+def test_f1_pictures_that_pillow_is_tested_with(
+    service: Program, spool: Spool, tiny: Path, tmp_path: Path, row: Row
+) -> None:
+    """Each is done or failed, once, whatever its name says."""
+    pictures = {hashlib.sha256(data).hexdigest(): data for data in pillows_pictures(tmp_path)}
+    log = spool.root / "log"
+    with log.open("wb") as stderr, serving(service, spool, engine=tiny, stderr=stderr) as it:
+        for number, data in enumerate(pictures.values()):
+            spool.put(data, f"{number}.jpg")
+        it.wait_done(len(pictures), 600)
+        assert it.stop() == 0
+    spool.assert_each_once()
+    assert not spool.waiting
+    assert b"Traceback" not in log.read_bytes()
+    reasons = Counter(line["error"]["exit_code"] for line in spool.lines() if "error" in line)
+    assert set(reasons) == {65}, reasons
+    assert 0 < reasons[65] < len(pictures)
+    row("F1 Pillow's own test pictures", inputs=len(pictures), failed=reasons[65])
 
 
 @pytest.mark.parametrize(("fault", "seen"), [("crashes", "-6"), ("leaks", "kB more")])
