@@ -548,8 +548,8 @@ campaign() { # campaign NAME
       EDGEAPP_CAMPAIGN=1 EDGEAPP_REQUIRE_FROZEN=1 EDGEAPP_REQUIRE_SYSTEMD=1 \
         run "$VENV/bin/python" -m pytest -v -s tests/test_versions.py tests/frozen/test_service.py tests/frozen/test_sick.py
       ;;
-    fuzz) # pictures that are looked for by coverage, on all cores; then the negative control
-      setup
+    fuzz) # pictures that are looked for by coverage, on all cores; then all of them with the file; the negative control
+      freeze
       fuzz
       ;;
     *) usage "campaign is launcher, start, reproducible, service, inspect, durability, faults, fuzz or aarch64" ;;
@@ -576,6 +576,10 @@ fuzz() {
       'the picture is there as crash-..., timeout-... or oom-...: mend what it finds'
   done
   tail -qn 1 "$folder"/[0-9]*.log
+  printf '%s\n' "$folder"/corpus/* | dist/edgeapp --engine edgeapp/data/demo/model.onnx --input - --quiet \
+    --output "$folder/results.jsonl" 2>"$folder/file.log" || (($? == 1)) ||
+    die 70 "dist/edgeapp does not answer all pictures that were found" "see $folder/file.log" 'mend what it finds'
+  echo "dist/edgeapp answered $(wc -l <"$folder/results.jsonl") pictures that were found"
   if EDGEAPP_PLANTED=1 "$VENV/bin/python" tests/faults/fuzz_pictures.py -max_total_time=300 "${flags[@]}" \
     "$folder/corpus" &>"$folder/planted.log"; then
     die 70 'the fault that was planted was not found' "see $folder/planted.log" 'mend fuzz_pictures.py'
