@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from campaigning import CAMPAIGN, Row, found, long_control, planted
 from PIL import Image
-from serving import Spool, serving, until
+from serving import Serving, Spool, serving, until
 from support import ROOT, Program
 
 from edgeapp.service import spool as folders
@@ -235,6 +235,12 @@ def no_sync(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "no_sync.so"
 
 
+def wait_for_a_result(it: Serving) -> None:
+    before = len(it.spool.waiting)
+    until(lambda: len(it.spool.waiting) < before or it.process.poll() is not None, "a result")
+    assert it.process.poll() is None, f"it ended with {it.process.returncode}"
+
+
 def cuts(disk: Disk, program: Program, small: bytes, count: int, check: Callable[[Spool], None]) -> None:
     """Cut the power again and again while pictures come and are worked on."""
     chance = random.Random(6)
@@ -248,8 +254,7 @@ def cuts(disk: Disk, program: Program, small: bytes, count: int, check: Callable
         words = ("--settle-s", "0.02", "--min-free-mb", "1", "--segment-mb", "1", "--attempts", "1000")
         with serving(program, spool, *words, engine=MODEL, ready=False, stderr=subprocess.DEVNULL) as it:
             if chance.random() < 0.9:
-                before = len(spool.waiting)
-                until(lambda spool=spool, before=before: len(spool.waiting) < before, "a result")  # type: ignore[misc]
+                wait_for_a_result(it)
             time.sleep(chance.random() * 0.3)
             disk.cut(flush=chance.random() < 0.5)
             it.process.kill()

@@ -21,6 +21,21 @@ LIBRARIES = ("libnvjpeg.so.13", "libnvjpeg.so.12")
 HARDWARE, RGB_INTERLEAVED = 3, 5
 """NVJPEG_BACKEND_HARDWARE, NVJPEG_OUTPUT_RGBI."""
 
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+SIGNATURES: dict[str, tuple[type, ...]] = {
+    "nvjpegCreateEx": (_INT, _POINTER, _POINTER, ctypes.c_uint, _POINTER),
+    "nvjpegDestroy": (_POINTER,),
+    "nvjpegJpegStreamCreate": (_POINTER, _POINTER),
+    "nvjpegJpegStreamDestroy": (_POINTER,),
+    "nvjpegJpegStreamParseHeader": (_POINTER, ctypes.c_char_p, _SIZE, _POINTER),
+    "nvjpegDecodeBatchedSupported": (_POINTER, _POINTER, _POINTER),
+    "nvjpegJpegStateCreate": (_POINTER, _POINTER),
+    "nvjpegJpegStateDestroy": (_POINTER,),
+    "nvjpegDecodeBatchedInitialize": (_POINTER, _POINTER, _INT, _INT, _INT),
+    "nvjpegDecodeBatched": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
+}
+"""The functions that are called."""
+
 STATUS = {
     1: "it is not initialised", 5: "there is not enough memory", 6: "it could not be run",
     7: "this GPU has no decoder for JPEGs", 8: "internal error", 9: "this GPU or driver does not support it",
@@ -141,6 +156,7 @@ class _Decoder:
         undo.callback(driver.function("cuEventDestroy_v2"), self._done)
 
     def decode(self, jpegs: Sequence[tuple[bytes, WH]], memory: Memory) -> list[int | None]:
+        """See `Decoders.decode`; where one picture makes the decoder fail, none is decoded."""
         found: list[int | None] = [None] * len(jpegs)
         numbers = [number for number, (data, _) in enumerate(jpegs) if self._takes(data)]
         if not numbers or (addresses := memory.places([jpegs[number][1] for number in numbers])) is None:
@@ -196,31 +212,18 @@ class _Decoder:
 
 def _load(library: str | None) -> Any:
     """nvJPEG with the types of what is called."""
-    found, why = None, ""
+    why = ""
     for name in (library,) if library is not None else LIBRARIES:
         try:
             found = ctypes.CDLL(name)
-            break
-        except OSError as error:
+            for function, types in SIGNATURES.items():
+                getattr(found, function).argtypes = types
+        except (OSError, AttributeError) as error:  # the latter: it is another library
             why = paths.loader_words(error)
-    if found is None:
-        raise errors.NoGpuError(
-            "cannot decode JPEGs on the GPU: nvJPEG is missing",
-            why,
-            "name the one of the wheel nvidia-nvjpeg-cu12: --nvjpeg-library libnvjpeg.so.12; or leave out --decode gpu",
-        )
-    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    for name, types in {
-        "nvjpegCreateEx": (number, pointer, pointer, ctypes.c_uint, pointer),
-        "nvjpegDestroy": (pointer,),
-        "nvjpegJpegStreamCreate": (pointer, pointer),
-        "nvjpegJpegStreamDestroy": (pointer,),
-        "nvjpegJpegStreamParseHeader": (pointer, ctypes.c_char_p, size, pointer),
-        "nvjpegDecodeBatchedSupported": (pointer, pointer, pointer),
-        "nvjpegJpegStateCreate": (pointer, pointer),
-        "nvjpegJpegStateDestroy": (pointer,),
-        "nvjpegDecodeBatchedInitialize": (pointer, pointer, number, number, number),
-        "nvjpegDecodeBatched": (pointer, pointer, pointer, pointer, pointer, pointer),
-    }.items():
-        getattr(found, name).argtypes = types
-    return found
+        else:
+            return found
+    raise errors.NoGpuError(
+        "cannot decode JPEGs on the GPU: nvJPEG is missing",
+        why,
+        "name the one of the wheel nvidia-nvjpeg-cu12: --nvjpeg-library libnvjpeg.so.12; or leave out --decode gpu",
+    )
