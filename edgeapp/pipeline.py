@@ -134,6 +134,7 @@ class Summary:
     done: int = 0
     failures: list[int] = field(default_factory=list)
     wall_s: float = 0.0
+    decoded_by_gpu: int = 0
     times_ms: dict[str, array[float]] = field(default_factory=lambda: {stage: array("d") for stage in STAGES})
 
     @property
@@ -165,6 +166,8 @@ class Summary:
             text += f", {count / self.wall_s:.1f}/s"
         if self.failures:
             text += f", {len(self.failures)} failed"
+        if self.decoded_by_gpu:
+            text += f", {self.decoded_by_gpu} decoded by the GPU"
         stages = [
             f"{stage} {percentile(times, 50):.1f}/{percentile(times, 99):.1f}"
             for stage, times in self.times_ms.items()
@@ -430,6 +433,8 @@ class Pipeline:
         started = time.perf_counter()
         refused = self._runner.decode(batch.host)
         took_ms = (time.perf_counter() - started) * 1e3
+        with self._lock:
+            self.summary.decoded_by_gpu += len(kept) - len(refused)
         for place, result in kept:
             if place in refused:
                 batch.letterboxes[place] = None

@@ -20,7 +20,6 @@ from PIL import Image
 from support import ROOT, Program
 
 from edgeapp import errors
-from edgeapp.gpu import nvjpeg
 from edgeapp.model import Card
 from edgeapp.pixels import pixels_of
 from edgeapp.preprocess import Preprocessor
@@ -433,20 +432,17 @@ def test_decoding_waits_seldom_for_a_busy_thread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "why"),
-    [((), "takes pictures that were decoded"), (("--save", "out"), "go not together")],
-)  # fmt: skip
+    [
+        (("--decode", "gpu"), "takes pictures that were decoded"),
+        (("--decode", "gpu", "--save", "out"), "go not together"),
+        (("--nvjpeg-library", "x.so"), "--decode gpu"),
+    ],
+)
 def test_decoding_on_the_gpu_is_refused_where_it_cannot_be(
     source_program: Program, models: Path, picture: Path, words: tuple[str, ...], why: str
 ) -> None:
     """Not done on the CPU instead without a word."""
-    done = source_program("--engine", models / "yolov8.onnx", "--input", picture, "--decode", "gpu", *words)
+    done = source_program("--engine", models / "yolov8.onnx", "--input", picture, *words)
     assert done.returncode == 64, done
     assert why in done.stderr
     assert done.stdout == ""
-
-
-@pytest.mark.parametrize("library", ["missing.so", "libc.so.6"])
-def test_wrong_nvjpeg_is_told(library: str) -> None:
-    """Missing, or another library."""
-    with pytest.raises(errors.NoGpuError, match=library):
-        nvjpeg._load(library)

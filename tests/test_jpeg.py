@@ -79,7 +79,12 @@ def test_only_plain_ones_are_kept_for_another_decoder(tmp_path: Path) -> None:
     picture = photo(64, 48)
     plain = jpeg(picture)
     kept = [plain, jpeg(picture, subsampling=0, exif=exif(x0112=1)), jpeg(picture, restart_marker_blocks=2)]
+    two_pictures, adobe = io.BytesIO(), b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
+    picture.save(two_pictures, "MPO", save_all=True, append_images=[picture.rotate(90)])
+    without_tables = plain[: plain.index(b"\xff\xc4")] + plain[plain.index(b"\xff\xda") :]
+    misread = plain[:2] + b"\xff\x01\xff\xe0" + plain[2:]
     others = [
+        two_pictures.getvalue(), plain[:2] + adobe + plain[2:], without_tables, misread,
         jpeg(picture, progressive=True), jpeg(picture.convert("L")), jpeg(picture.convert("CMYK")),
         jpeg(picture, exif=exif(x0112=6)), jpeg(photo(1200, 900)), plain[:-2], plain + b"\0", plain[:40], b"", b"junk",
     ]  # fmt: skip

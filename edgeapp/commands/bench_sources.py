@@ -79,3 +79,5 @@ class Decoding:
             if self._ended.is_set():
                 return
             self._files.read(frame)
+            if frame.data:  # kept for the GPU
+                self._files.read(frame)

@@ -272,6 +272,8 @@ def open_to_run(
     """
     if settings.decode == "gpu" and settings.save is not None:
         raise errors.UsageError("--decode gpu and --save go not together", "pictures to draw on are decoded on the CPU")
+    if settings.decode != "gpu" and settings.nvjpeg_library is not None:
+        raise errors.UsageError("--nvjpeg-library goes with --decode gpu", "", "add that, or leave it out")
     model = open_model(model_file, settings, trace, talk, stop, stack, total=total, side_by_side=side_by_side)
     runner = None
     if model.preprocess is not None:
@@ -281,6 +283,8 @@ def open_to_run(
             runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=total)
         source.as_pixels = runner.takes_pixels and settings.save is None
         source.as_jpegs = runner.takes_jpegs
+    elif settings.decode == "gpu":
+        raise _no_gpu_decoding("the engine takes no pictures")
     if settings.startup_trace:
         talk.always(str(trace))
     return model, runner

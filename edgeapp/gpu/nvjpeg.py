@@ -8,10 +8,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from queue import SimpleQueue
 from typing import Any
-
-import numpy as np
 
 from edgeapp import errors, paths
 from edgeapp.gpu.driver import BLOCKING_SYNC, DISABLE_TIMING, NON_BLOCKING, Driver
@@ -29,6 +28,7 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "nvjpegJpegStreamDestroy": (_POINTER,),
     "nvjpegJpegStreamParseHeader": (_POINTER, ctypes.c_char_p, _SIZE, _POINTER),
     "nvjpegDecodeBatchedSupported": (_POINTER, _POINTER, _POINTER),
+    "nvjpegJpegStreamGetFrameDimensions": (_POINTER, _POINTER, _POINTER),
     "nvjpegJpegStateCreate": (_POINTER, _POINTER),
     "nvjpegJpegStateDestroy": (_POINTER,),
     "nvjpegDecodeBatchedInitialize": (_POINTER, _POINTER, _INT, _INT, _INT),
@@ -44,6 +44,10 @@ STATUS = {
 
 PIXEL_BYTES = 3
 ROW_ALIGNMENT, PICTURE_ALIGNMENT = 64, 256
+MOST_BYTES = 1 << 30
+"""Of the pictures of a batch on the device; what is beyond is decoded on the CPU."""
+
+GREY = 128
 
 AT_WORK, MOST_DECODERS = 16, 8
 """Pictures that keep all units of the GPU's decoder busy, and handles to give them by. One call for pictures of several
@@ -59,9 +63,14 @@ class _Image(ctypes.Structure):
     _fields_ = (("channel", ctypes.c_void_p * 4), ("pitch", ctypes.c_size_t * 4))
 
 
+def up(size: int, alignment: int) -> int:
+    """The next multiple."""
+    return -(-size // alignment) * alignment
+
+
 def row_bytes(width: int) -> int:
     """From one row of a decoded picture to the next."""
-    return -(-width * PIXEL_BYTES // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    return up(width * PIXEL_BYTES, ROW_ALIGNMENT)
 
 
 class Memory:
@@ -72,22 +81,31 @@ class Memory:
         self._address = ctypes.c_void_p()
         self._size = 0
 
-    def places(self, sizes: Sequence[WH]) -> list[int] | None:
-        """Device addresses for pictures of these sizes, valid until the next call; None without enough memory."""
-        ends = np.cumsum([-(-row_bytes(w) * h // PICTURE_ALIGNMENT) * PICTURE_ALIGNMENT for w, h in sizes]).tolist()
-        if ends[-1] > self._size:
+    def places(self, sizes: Sequence[int], stream: int) -> list[int] | None:
+        """Device addresses for pictures of so many bytes, made grey on the stream; None without enough memory.
+
+        They are valid until the next call. Where the decoder leaves a part of a picture out, no earlier one shows.
+        """
+        whole = sum(sizes)
+        if whole > self._size:
             self.free()
-            if self._driver.function("cuMemAlloc_v2")(ctypes.byref(self._address), ends[-1]) != 0:
+            if self._driver.function("cuMemAlloc_v2")(ctypes.byref(self._address), whole) != 0:
                 self._address = ctypes.c_void_p()
                 return None
-            self._size = ends[-1]
+            self._size = whole
         start = self._address.value or 0
-        return [start + offset for offset in (0, *ends[:-1])]
+        if self._driver.function("cuMemsetD8Async")(start, GREY, whole, stream) != 0:
+            return None
+        return [start + offset for offset in accumulate(sizes[:-1], initial=0)]
 
     def free(self) -> None:
         if self._size:
             self._driver.function("cuMemFree_v2")(self._address)
         self._address, self._size = ctypes.c_void_p(), 0
+
+
+class _RefusedError(Exception):
+    """The library cannot be used; the reason."""
 
 
 class Decoders:
@@ -108,14 +126,25 @@ class Decoders:
         context = ctypes.c_void_p()
         driver.call("cuCtxGetCurrent", ctypes.byref(context))
         self._context = context.value
-        loaded = _load(library)
-        try:
-            for _ in range(min(MOST_DECODERS, max(2, -(-AT_WORK // batch)))):
-                decoder = _Decoder(driver, loaded, self._undo)
+        reasons = []
+        count = min(MOST_DECODERS, max(2, -(-AT_WORK // batch)))
+        for name in (library,) if library is not None else LIBRARIES:
+            try:
+                loaded = _load(name)
+                made = [_Decoder(driver, loaded, self._undo) for _ in range(count)]
+            except _RefusedError as error:
+                self._undo.close()
+                reasons.append(str(error))
+                continue
+            for decoder in made:
                 self._free.put(decoder)
-        except BaseException:
-            self.close()
-            raise
+            return
+        raise errors.NoGpuError(
+            "cannot decode JPEGs on the GPU",
+            "; ".join(reasons),
+            "leave out --decode gpu; or, if it has a decoder, name the library of the wheel nvidia-nvjpeg-cu12: "
+            "--nvjpeg-library libnvjpeg.so.12",
+        )
 
     def decode(self, jpegs: Sequence[tuple[bytes, WH]], memory: Memory) -> list[int | None]:
         """Decode pictures and wait for them; any thread may.
@@ -144,12 +173,13 @@ class _Decoder:
     def __init__(self, driver: Driver, library: Any, undo: ExitStack) -> None:
         self._driver = driver
         self._library = library
-        self._undo = undo
         self._handle = self._made("nvjpegCreateEx", HARDWARE, None, None, 0)
         undo.callback(library.nvjpegDestroy, self._handle)
         self._header = self._made("nvjpegJpegStreamCreate", self._handle)
         undo.callback(library.nvjpegJpegStreamDestroy, self._header)
-        self._states: dict[int, ctypes.c_void_p] = {}
+        self._state = self._made("nvjpegJpegStateCreate", self._handle)
+        undo.callback(library.nvjpegJpegStateDestroy, self._state)
+        self._prepared = 0
         self._stream = driver.create("cuStreamCreate", NON_BLOCKING)
         undo.callback(driver.function("cuStreamDestroy_v2"), self._stream)
         self._done = driver.create("cuEventCreate", BLOCKING_SYNC | DISABLE_TIMING)
@@ -158,8 +188,14 @@ class _Decoder:
     def decode(self, jpegs: Sequence[tuple[bytes, WH]], memory: Memory) -> list[int | None]:
         """See `Decoders.decode`; where one picture makes the decoder fail, none is decoded."""
         found: list[int | None] = [None] * len(jpegs)
-        numbers = [number for number, (data, _) in enumerate(jpegs) if self._takes(data)]
-        if not numbers or (addresses := memory.places([jpegs[number][1] for number in numbers])) is None:
+        numbers: list[int] = []
+        sizes: list[int] = []
+        for number, (data, (width, height)) in enumerate(jpegs):
+            size = up(row_bytes(width) * height, PICTURE_ALIGNMENT)
+            if sum(sizes) + size <= MOST_BYTES and self._takes(data, (width, height)):
+                numbers.append(number)
+                sizes.append(size)
+        if not numbers or (addresses := memory.places(sizes, self._stream)) is None:
             return found
         count = len(numbers)
         files = (ctypes.c_char_p * count)(*[jpegs[number][0] for number in numbers])
@@ -167,63 +203,43 @@ class _Decoder:
         images = (_Image * count)()
         for image, number, address in zip(images, numbers, addresses, strict=True):
             image.channel[0], image.pitch[0] = address, row_bytes(jpegs[number][1][0])
-        if (state := self._state(count)) is None:
-            return found
-        code = self._library.nvjpegDecodeBatched(self._handle, state, files, lengths, images, self._stream)
+        code = 0
+        if self._prepared != count:  # of another size, or the last one failed
+            code = self._library.nvjpegDecodeBatchedInitialize(self._handle, self._state, count, 1, RGB_INTERLEAVED)
+        code = code or self._library.nvjpegDecodeBatched(
+            self._handle, self._state, files, lengths, images, self._stream
+        )
         # Also after a refusal: what was begun writes into this memory.
         waited = self._driver.function("cuEventRecord")(self._done, self._stream)
         waited = waited or self._driver.function("cuEventSynchronize")(self._done)
-        if code or waited:
-            return found
+        self._prepared = 0 if code or waited else count
         for number, address in zip(numbers, addresses, strict=True):
-            found[number] = address
+            found[number] = address if self._prepared else None
         return found
 
-    def _takes(self, data: bytes) -> bool:
-        """By its header."""
-        supported = ctypes.c_int(1)
-        code = self._library.nvjpegJpegStreamParseHeader(self._handle, data, len(data), self._header)
-        code = code or self._library.nvjpegDecodeBatchedSupported(self._handle, self._header, ctypes.byref(supported))
-        return code == 0 and supported.value == 0
-
-    def _state(self, count: int) -> ctypes.c_void_p | None:
-        """For batches of this size; None where the library refuses it."""
-        if count not in self._states:
-            state = ctypes.c_void_p()
-            if self._library.nvjpegJpegStateCreate(self._handle, ctypes.byref(state)) != 0:
-                return None
-            self._undo.callback(self._library.nvjpegJpegStateDestroy, state)
-            if self._library.nvjpegDecodeBatchedInitialize(self._handle, state, count, 1, RGB_INTERLEAVED) != 0:
-                return None
-            self._states[count] = state
-        return self._states[count]
+    def _takes(self, data: bytes, size_wh: WH) -> bool:
+        """By its header, which has to be read as it was before: the room is for that size."""
+        supported, width, height = ctypes.c_int(1), ctypes.c_uint(), ctypes.c_uint()
+        library, header = self._library, self._header
+        code = library.nvjpegJpegStreamParseHeader(self._handle, data, len(data), header)
+        code = code or library.nvjpegDecodeBatchedSupported(self._handle, header, ctypes.byref(supported))
+        code = code or library.nvjpegJpegStreamGetFrameDimensions(header, ctypes.byref(width), ctypes.byref(height))
+        return code == 0 and supported.value == 0 and (width.value, height.value) == size_wh
 
     def _made(self, name: str, *arguments: Any) -> ctypes.c_void_p:
         handle = ctypes.c_void_p()
         code = getattr(self._library, name)(*arguments, ctypes.byref(handle))
         if code != 0:
-            raise errors.NoGpuError(
-                "cannot decode JPEGs on this GPU",
-                f"{name}: {STATUS.get(code, f'status {code}')}",
-                "leave out --decode gpu; A100, A30, H100, H200 and B200 have a decoder for JPEGs",
-            )
+            raise _RefusedError(f"{name}: {STATUS.get(code, f'status {code}')}")
         return handle
 
 
-def _load(library: str | None) -> Any:
+def _load(name: str) -> Any:
     """nvJPEG with the types of what is called."""
-    why = ""
-    for name in (library,) if library is not None else LIBRARIES:
-        try:
-            found = ctypes.CDLL(name)
-            for function, types in SIGNATURES.items():
-                getattr(found, function).argtypes = types
-        except (OSError, AttributeError) as error:  # the latter: it is another library
-            why = paths.loader_words(error)
-        else:
-            return found
-    raise errors.NoGpuError(
-        "cannot decode JPEGs on the GPU: nvJPEG is missing",
-        why,
-        "name the one of the wheel nvidia-nvjpeg-cu12: --nvjpeg-library libnvjpeg.so.12; or leave out --decode gpu",
-    )
+    try:
+        found = ctypes.CDLL(name)
+        for function, types in SIGNATURES.items():
+            getattr(found, function).argtypes = types
+    except (OSError, AttributeError) as error:  # the latter: it is another library
+        raise _RefusedError(paths.loader_words(error)) from error
+    return found

@@ -20,6 +20,7 @@ SCORE, BOX_PX = 0.05, 2.0
 """What a score and a corner may differ by: the decoder spreads colours over pixels in another way."""
 
 CORRUPTED = 400
+EXACT = ("--exact-decode",)
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -45,6 +46,9 @@ def kinds() -> dict[str, bytes]:
     """Pictures that the GPU decodes, and those that it has to leave to the CPU."""
     picture, odd, png, plain = photo(320, 240), photo(641, 479), io.BytesIO(), jpeg(photo(320, 240))
     picture.save(png, "PNG")
+    two = io.BytesIO()
+    picture.save(two, "MPO", save_all=True, append_images=[picture.rotate(90)])
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
     return {
         "plain.jpg": plain, "444.jpg": jpeg(picture, subsampling=0), "422.jpg": jpeg(picture, subsampling=1),
         "odd.jpg": jpeg(odd), "odd-444.jpg": jpeg(odd, subsampling=0), "large.jpg": jpeg(photo(4000, 3000)),
@@ -54,6 +58,8 @@ def kinds() -> dict[str, bytes]:
         "progressive.jpg": jpeg(picture, progressive=True), "grey.jpg": jpeg(picture.convert("L")),
         "cmyk.jpg": jpeg(picture.convert("CMYK")), "more.jpg": plain + b"\0" * 100, "picture.png": png.getvalue(),
         "cut.jpg": plain[:-2000], "cut-with-end.jpg": plain[:-2000] + b"\xff\xd9", "empty.jpg": b"",
+        "two.jpg": two.getvalue(), "adobe.jpg": plain[:2] + adobe + plain[2:],
+        "no-tables.jpg": plain[: plain.index(b"\xff\xc4")] + plain[plain.index(b"\xff\xda") :],
         "junk.jpg": b"junk", "head.jpg": plain[:300], "again.jpg": plain,
     }  # fmt: skip
 
@@ -65,12 +71,23 @@ def written(folder: Path, pictures: dict[str, bytes]) -> Path:
     return folder
 
 
+def raw(edgeapp: Program, file: Path, *words: str | Path) -> dict[str, np.ndarray]:
+    """Every output tensor, by picture."""
+    done = edgeapp(*words, "--output", file)
+    assert done.returncode == 0, done
+    assert ("decoded by the GPU" in done.stderr) == ("--decode" in words)
+    with np.load(file) as tensors:
+        return dict(tensors)
+
+
 @pytest.mark.parametrize("batch", ["1", "8"])
 def test_finds_the_same_parts(edgeapp: Program, tmp_path: Path, on_gpu: tuple[str, ...], batch: str) -> None:
     """Labels, scores and boxes of the demo's pictures."""
     plan = unpacked(DEMO / "model.plan.xz", tmp_path)
     words = ("--engine", plan, "--model-card", DEMO / "model.json", "--batch", batch, "--input", DEMO)
-    wanted, found = (edgeapp(*words, *more).lines for more in (("--exact-decode",), on_gpu))
+    on_cpu, done = (edgeapp(*words, *more) for more in (EXACT, on_gpu))
+    assert "5 decoded by the GPU" in done.stderr
+    wanted, found = on_cpu.lines, done.lines
     assert len(wanted) == len(found) == 5
     furthest = 0.0
     for one, other in zip(wanted, found, strict=True):
@@ -87,17 +104,48 @@ def test_finds_the_same_parts(edgeapp: Program, tmp_path: Path, on_gpu: tuple[st
     assert furthest <= BOX_PX
 
 
+@pytest.mark.parametrize("size", [(641, 479), (333, 1001), (1920, 1080), (32, 32)])
+def test_pixels_lie_where_they_belong(
+    edgeapp: Program, tmp_path: Path, on_gpu: tuple[str, ...], size: tuple[int, int]
+) -> None:
+    """A network that keeps places apart sees the same, whatever the length of a row; of each picture its own."""
+    pictures = {f"{n}.jpg": jpeg(photo(*size).rotate(90 * n).resize(size)) for n in range(4)}
+    folder = written(tmp_path / "places", pictures)
+    words = ("--engine", PLANS / "conv.plan", "--task", "raw", "--resize", "stretch", "--input", folder)
+    on_cpu, found = (raw(edgeapp, tmp_path / f"{n}.npz", *words, *more) for n, more in enumerate((EXACT, on_gpu)))
+    assert len(on_cpu) == 4
+    for name, wanted in on_cpu.items():
+        apart = [
+            float(np.abs(other - wanted).max() / np.abs(wanted).max()) for other in (found[name], *on_cpu.values())
+        ]
+        assert apart[0] < 0.1 < sorted(apart[1:])[1]
+
+
+def test_what_is_missing_shows_no_earlier_picture(edgeapp: Program, tmp_path: Path, on_gpu: tuple[str, ...]) -> None:
+    """A picture that breaks off gives the same answer after white ones and after black ones."""
+    cut = jpeg(photo(320, 240))[:-3000] + b"\xff\xd9"
+    answers = []
+    for grey in (0, 255):
+        before = {f"{n:02}.jpg": jpeg(Image.new("RGB", (320, 240), (grey,) * 3)) for n in range(40)}
+        folder = written(tmp_path / str(grey), {**before, "99.jpg": cut})
+        words = ("--engine", PLANS / "conv.plan", "--task", "raw", "--resize", "stretch", "--input", folder)
+        tensors = raw(edgeapp, tmp_path / f"{grey}.npz", *words, *on_gpu)
+        answers.append(tensors[max(tensors)])
+    assert np.array_equal(*answers)
+
+
 def test_pictures_of_every_kind(edgeapp: Program, tmp_path: Path, on_gpu: tuple[str, ...]) -> None:
     """Those that the decoder does not take are decoded on the CPU; errors are the same and stay with their picture."""
     folder = written(tmp_path / "kinds", kinds())
     words = ("--engine", PLANS / "classifier.plan", "--task", "classify", "--batch", "8", "--input", folder)
-    wanted, found = edgeapp(*words, "--exact-decode"), edgeapp(*words, *on_gpu)
+    wanted, found = edgeapp(*words, *EXACT), edgeapp(*words, *on_gpu)
     assert wanted.returncode == found.returncode == 1, found
     for one, other in zip(wanted.lines, found.lines, strict=True):
         assert one["path"] == other["path"]
         assert one.get("error") == other.get("error"), other
         if "classes" in one and "cut" not in one["path"]:  # what is missing is made up in another way
             scores = [{part["class_id"]: part["score"] for part in line["classes"]} for line in (one, other)]
+            assert max(scores[0], key=scores[0].__getitem__) == max(scores[1], key=scores[1].__getitem__)
             for number in scores[0].keys() & scores[1].keys():
                 assert abs(scores[0][number] - scores[1][number]) <= SCORE, (one, other)
 
