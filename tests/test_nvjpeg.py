@@ -12,6 +12,7 @@ import pytest
 
 from edgeapp import errors
 from edgeapp.gpu import nvjpeg
+from edgeapp.gpu.driver import up
 from edgeapp.gpu.nvjpeg import Decoders, Memory
 
 PICTURE = b"jpeg", (100, 50)
@@ -90,7 +91,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_pictures_lie_behind_each_other(stand_in: Any) -> None:
     """In rows of their own length, in memory that is taken once."""
     found, memory = Decoders(stand_in, 32, None), Memory(stand_in)
-    second = START + nvjpeg.up(320 * 50, 256)
+    second = START + up(320 * 50)
     assert found.decode([PICTURE, (b"other", (64, 64)), PICTURE], memory) == [START, second, second + 192 * 64]
     assert found.decode([PICTURE], memory) == [START]
     assert len(stand_in.taken) == 1

@@ -17,6 +17,9 @@ NON_BLOCKING = 1
 BLOCKING_SYNC, DISABLE_TIMING = 1, 2
 """CU_EVENT_*: a waiting thread sleeps; no time stamps."""
 
+ALIGNMENT = 256
+"""What CUDA aligns an allocation to, and what kernels may count on."""
+
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuStreamCreate": (_POINTER, _INT),
@@ -45,6 +48,11 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuCtxSetCurrent": (_POINTER,),
 }
 """Functions for the work on streams: PyCUDA has no graphs, and its other calls cost several times a ctypes call."""
+
+
+def up(size: int, alignment: int = ALIGNMENT) -> int:
+    """The next multiple."""
+    return -(-size // alignment) * alignment
 
 
 class CallError(Exception):

@@ -13,15 +13,13 @@ from PIL import Image
 
 from edgeapp.fitting import Fitting, reduced_fitting
 from edgeapp.gpu import nvjpeg
+from edgeapp.gpu.driver import up
 from edgeapp.gpu.infer import HOST_DTYPES
 from edgeapp.gpu.preprocess import PICTURE, Preparer, picture_row
 from edgeapp.model import Card
 from edgeapp.pixels import image_of, pixels_of
 from edgeapp.records import Letterbox, Picture, Shape, TensorSpec, nbytes
 from edgeapp.tensors import bfloat16_bits
-
-ALIGNMENT = 256
-"""What CUDA aligns an allocation to, and what kernels may count on."""
 
 PIXEL_BYTES = 4
 """Pillow keeps RGB with a fourth byte, and threads of a GPU like to read four."""
@@ -95,11 +93,6 @@ class Intake(Protocol):
     def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
         """Put on a stream what makes the input tensor of what was copied; device addresses."""
         ...
-
-
-def up(size: int) -> int:
-    """The next multiple of ALIGNMENT."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class ReadyInput:

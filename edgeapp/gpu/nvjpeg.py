@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from edgeapp import errors, paths
-from edgeapp.gpu.driver import BLOCKING_SYNC, DISABLE_TIMING, NON_BLOCKING, Driver
+from edgeapp.gpu.driver import BLOCKING_SYNC, DISABLE_TIMING, NON_BLOCKING, Driver, up
 
 LIBRARIES = ("libnvjpeg.so.13", "libnvjpeg.so.12")
 
@@ -43,7 +43,7 @@ STATUS = {
 """nvjpegStatus_t, those that are no picture's fault."""
 
 PIXEL_BYTES = 3
-ROW_ALIGNMENT, PICTURE_ALIGNMENT = 64, 256
+ROW_ALIGNMENT = 64
 MOST_BYTES = 1 << 30
 """Of the pictures of a batch on the device; what is beyond is decoded on the CPU."""
 
@@ -61,11 +61,6 @@ class _Image(ctypes.Structure):
     """nvjpegImage_t: where a picture goes; interleaved ones have one channel."""
 
     _fields_ = (("channel", ctypes.c_void_p * 4), ("pitch", ctypes.c_size_t * 4))
-
-
-def up(size: int, alignment: int) -> int:
-    """The next multiple."""
-    return -(-size // alignment) * alignment
 
 
 def row_bytes(width: int) -> int:
@@ -191,7 +186,7 @@ class _Decoder:
         numbers: list[int] = []
         sizes: list[int] = []
         for number, (data, (width, height)) in enumerate(jpegs):
-            size = up(row_bytes(width) * height, PICTURE_ALIGNMENT)
+            size = up(row_bytes(width) * height)
             if sum(sizes) + size <= MOST_BYTES and self._takes(data, (width, height)):
                 numbers.append(number)
                 sizes.append(size)

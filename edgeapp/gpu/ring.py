@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from edgeapp import errors
 from edgeapp.gpu import faults, nvjpeg
 from edgeapp.gpu.buffers import Buffer
-from edgeapp.gpu.driver import BLOCKING_SYNC, DISABLE_TIMING, NON_BLOCKING, CallError
+from edgeapp.gpu.driver import BLOCKING_SYNC, DISABLE_TIMING, NON_BLOCKING, CallError, up
 from edgeapp.gpu.filter import Filter
 from edgeapp.gpu.graphs import Graph
 from edgeapp.gpu.infer import HOST_DTYPES, GpuEngine
-from edgeapp.gpu.intake import Intake, PixelInput, PixelIntake, up
+from edgeapp.gpu.intake import Intake, PixelInput, PixelIntake
 from edgeapp.gpu.slots import Host, Lane, Layout, Slot
 from edgeapp.records import Letterbox, Picture, Shape, Tensors, nbytes
 from edgeapp.tensors import bfloat16_values
