@@ -211,7 +211,7 @@ OPTIONS = (
     Option("top_k", "classify: how many classes to name", integer(1, 100_000), "K", card=True, group=CARD),
     Option("decode_threads",
            "threads that read and decode, those of all GPUs together (default: one for each core; from 8 cores a "
-           "GPU on, one is left to each GPU)",
+           "GPU on, one is left to each GPU; with --decode gpu 4 for each GPU)",
            integer(1, 1024), "N", group=SPEED),
     Option("slots", "batches between decoding and writing at a time (default: enough for all threads)",
            integer(1, 1024), "N", group=SPEED),
@@ -219,7 +219,9 @@ OPTIONS = (
            "N", 1, group=SPEED),
     Option("preprocess", "where pictures become network input: gpu, cpu or auto, which is gpu for a plan",
            choice("gpu", "cpu", "auto"), "WHERE", "auto", group=SPEED),
-    Option("decode", "where plain JPEGs become pixels: cpu, or gpu, by the JPEG decoder of an A100, H100 or H200",
+    Option("decode",
+           "where plain JPEGs become pixels: cpu, or gpu, by the JPEG decoder of an A100, H100 or H200; in damaged "
+           "ones that shows parts of other pictures",
            choice("cpu", "gpu"), "WHERE", "cpu", group=SPEED),
     Option("nvjpeg_library", "the libnvjpeg.so for --decode gpu (default: the system's); its code runs", name,
            metavar="FILE", group=SPEED, variable_too=False),

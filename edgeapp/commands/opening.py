@@ -292,7 +292,8 @@ def open_to_run(
 
 def decoders_for(model_file: plan.ModelFile, settings: Settings) -> int:
     """Threads that read and decode for a model."""
-    return settings.decode_threads or cores.decoders(1 if model_file.kind == plan.PLAN else 0)
+    gpus = 1 if model_file.kind == plan.PLAN else 0
+    return settings.decode_threads or cores.decoders(gpus, on_gpu=settings.decode == "gpu")
 
 
 def infers_side_by_side(settings: Settings, *, decoders: int, total: int | None) -> bool:

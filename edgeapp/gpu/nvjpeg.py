@@ -1,6 +1,9 @@
 """nvJPEG by ctypes: JPEGs become pixels in the GPU's memory, by the decoder that some GPUs have for them.
 
 A100, A30, H100, H200 and B200 have one. Names and numbers: NVIDIA's nvjpeg.h of CUDA 12 and 13.
+
+Where a JPEG is damaged inside, the decoder leaves pixels out and reports nothing. What shows there is of an earlier
+picture: it lies in memory of the decoder's own, which nobody else can reach (tests/gpu/results.md).
 """
 
 from __future__ import annotations
@@ -47,8 +50,6 @@ ROW_ALIGNMENT = 64
 MOST_BYTES = 1 << 30
 """Of the pictures of a batch on the device; what is beyond is decoded on the CPU."""
 
-GREY = 128
-
 AT_WORK, MOST_DECODERS = 16, 8
 """Pictures that keep all units of the GPU's decoder busy, and handles to give them by. One call for pictures of several
 batches was slower (tests/gpu/results.md)."""
@@ -76,11 +77,8 @@ class Memory:
         self._address = ctypes.c_void_p()
         self._size = 0
 
-    def places(self, sizes: Sequence[int], stream: int) -> list[int] | None:
-        """Device addresses for pictures of so many bytes, made grey on the stream; None without enough memory.
-
-        They are valid until the next call. Where the decoder leaves a part of a picture out, no earlier one shows.
-        """
+    def places(self, sizes: Sequence[int]) -> list[int] | None:
+        """Device addresses for pictures of so many bytes, valid until the next call; None without enough memory."""
         whole = sum(sizes)
         if whole > self._size:
             self.free()
@@ -89,8 +87,6 @@ class Memory:
                 return None
             self._size = whole
         start = self._address.value or 0
-        if self._driver.function("cuMemsetD8Async")(start, GREY, whole, stream) != 0:
-            return None
         return [start + offset for offset in accumulate(sizes[:-1], initial=0)]
 
     def free(self) -> None:
@@ -190,7 +186,7 @@ class _Decoder:
             if sum(sizes) + size <= MOST_BYTES and self._takes(data, (width, height)):
                 numbers.append(number)
                 sizes.append(size)
-        if not numbers or (addresses := memory.places(sizes, self._stream)) is None:
+        if not numbers or (addresses := memory.places(sizes)) is None:
             return found
         count = len(numbers)
         files = (ctypes.c_char_p * count)(*[jpegs[number][0] for number in numbers])
