@@ -152,6 +152,7 @@ class Summary:
             self.failures.append(result.error.exit_code)
             return
         self.done += 1
+        self.decoded_by_gpu += result.decoded_by_gpu
         for stage, ms in result.times_ms.items():
             times = self.times_ms[stage]
             if len(times) < MOST_TIMES:
@@ -433,14 +434,13 @@ class Pipeline:
         started = time.perf_counter()
         refused = self._runner.decode(batch.host)
         took_ms = (time.perf_counter() - started) * 1e3
-        with self._lock:
-            self.summary.decoded_by_gpu += len(kept) - len(refused)
         for place, result in kept:
             if place in refused:
                 batch.letterboxes[place] = None
                 self._take_in(source, batch, place)
             else:
                 result.frame.data = b""
+                result.decoded_by_gpu = True
                 result.times_ms["decode"] += took_ms / len(kept)
 
     def _take_in(self, source: Source, batch: Batch, place: int) -> None:

@@ -118,6 +118,7 @@ class Result:
         drawn: the picture with what was found drawn on it, a JPEG; b"" where nobody wants it.
         times_ms: milliseconds of decode, preprocess, infer, postprocess. A batch's time is
             divided by its number of frames.
+        decoded_by_gpu: its picture was.
         error: why this input has no answer.
     """
 
@@ -128,6 +129,7 @@ class Result:
     tensors: Tensors = field(default_factory=dict)
     drawn: bytes = b""
     times_ms: dict[str, float] = field(default_factory=dict)
+    decoded_by_gpu: bool = False
     error: EdgeappError | None = None
 
 

@@ -183,7 +183,7 @@ def test_runner_that_decodes_gets_plain_jpegs_and_gives_back_what_it_cannot(
         paths.append(path)
     source = run.files(*paths, "missing.jpg")
     source.as_jpegs = True
-    run(source)
+    summary = run(source)
     *results, missing = run.written
     assert isinstance(missing.error, errors.NotFoundError)
     for i, result in enumerate(results):
@@ -192,7 +192,9 @@ def test_runner_that_decodes_gets_plain_jpegs_and_gives_back_what_it_cannot(
         else:
             assert result.classes[0].class_id == i % 3, (i, result)
             assert list(result.times_ms) == ["decode", "preprocess", "infer", "postprocess"]
+        assert result.decoded_by_gpu == (i % 7 != 3 and i % 5 != 0 and i % 11 != 4 and i % 2 == 0)
         assert not result.frame.data
+    assert f"{sum(result.decoded_by_gpu for result in results)} decoded by the GPU" in str(summary)
 
 
 def test_no_more_is_read_than_there_are_batches(run: Run, tmp_path: Path) -> None:
