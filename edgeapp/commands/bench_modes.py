@@ -237,6 +237,8 @@ class Modes:
             if "copies" in modes:
                 loop = _of(lambda seconds: meter.loop(seconds, copies=True))
                 rows.append(Row("copies", "with copies in and out", batch, loop))
+                bus = _of(lambda seconds: meter.loop(seconds, copies=True, computes=False))
+                rows.append(Row("bus", "copies in and out, nothing computed", batch, bus))
         elif "engine" in modes or "copies" in modes:
             alone = ", on one core" if self._model.side_by_side else ""
             rows.append(Row("engine", f"one batch after the other{alone}", batch, self._infer))

@@ -118,8 +118,8 @@ class Meter:
             count = max(FEWEST, min(4096, int(done * seconds / 3 / gpu_s)))
         return Pace(done, gpu_s)
 
-    def loop(self, seconds: float, *, copies: bool) -> Pace:
-        """Batches through the ring, as many in flight as it holds, with their copies or without."""
+    def loop(self, seconds: float, *, copies: bool, computes: bool = True) -> Pace:
+        """Batches through the ring, as many in flight as it holds; with their copies, without, or nothing but these."""
         ring = self._ring
         flying: deque[int] = deque()
         done, launch_s = 0, 0.0
@@ -129,7 +129,7 @@ class Meter:
             self._check_stop()
             host = done % len(ring.hosts)
             before = time.thread_time()
-            ring.launch(ring.hosts[host], self._batch, copies=copies)
+            ring.launch(ring.hosts[host], self._batch, copies=copies, computes=computes)
             launch_s += time.thread_time() - before
             flying.append(host)
             done += 1

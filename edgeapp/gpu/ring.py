@@ -251,12 +251,12 @@ class Ring:
         size = max(self._least, 1 << max(0, count - 1).bit_length())
         return min(size, self._batch)
 
-    def launch(self, host: Host, count: int, *, copies: bool = True) -> None:
+    def launch(self, host: Host, count: int, *, copies: bool = True, computes: bool = True) -> None:
         """Start a batch; at most `depth` may be in flight.
 
         Args:
             count: pictures in it; what lies in the places behind is computed along or left out.
-            copies: False leaves them out, to be measured.
+            copies, computes: False leaves them out, to be measured.
         """
         batch = self.places(count)
         slot = self._slots[self._turn]
@@ -271,9 +271,9 @@ class Ring:
             size = host.input.used(batch, slot.copied.address)
             code = self._copy_in(slot.copied.address, host.sent.host_address, size, self._in)
             code = code or self._record(slot.uploaded, self._in) or self._wait(compute, slot.uploaded, 0)
-        if graph is not None:
+        if computes and graph is not None:
             code = code or self._launch(graph.handle, compute)
-        elif not code:
+        elif computes and not code:
             self._enqueue(slot, batch)
         last = compute
         if copies:

@@ -54,7 +54,7 @@ def test_bench_tells_of_every_mode(edgeapp: Program, demo_plan: Path, tmp_path: 
     assert done.returncode == 0, done
     (found,) = done.lines
     modes = [mode["mode"] for mode in found["modes"]]
-    assert modes == ["floor", "engine", "copies", "floor+", "pixels", "frames", "files", "tutorial"]
+    assert modes == ["floor", "engine", "copies", "bus", "floor+", "pixels", "frames", "files", "tutorial"]
     assert found["graph"].endswith(" nodes")
     assert int(found["graph"].split()[0]) > 10
     assert set(found["latency_ms"]) == {"total", "enqueue", "h2d", "compute", "d2h", "pictures", "pictures_loaded"}
