@@ -7,25 +7,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-GIVERS = 4
-"""Threads for each GPU that decodes JPEGs itself: 2 to 4 are as good, 15 a quarter slower (tests/gpu/results.md)."""
-
 ROOMY = 8
 """With so many cores a GPU, each GPU's own thread has one to itself."""
 
 
-def decoders(gpus: int, *, on_gpu: bool = False) -> int:
+def decoders(gpus: int) -> int:
     """Threads that read and decode for some GPUs, or for an engine on the CPU: one for each core.
 
     With many cores one is left to each thread that feeds a GPU. Measured on 16: where all decode, it waits 5 ms for a
     core every hundredth time, else 0.5 ms for Python, and no more files are done (tests/gpu/results.md).
-
-    Args:
-        on_gpu: the GPUs decode.
     """
     cores = usable()
-    if on_gpu:
-        return max(1, min(cores, GIVERS * gpus))
     return cores - gpus if cores >= ROOMY * gpus else cores
 
 

@@ -37,7 +37,7 @@ class Direct:
     """
 
     depth = 1
-    takes_pixels = takes_jpegs = False
+    takes_pixels = False
 
     def __init__(
         self, engine: Engine, fill: Fill, shape: tuple[int, ...], dtype: Any, *, batch: int, least: int, hosts: int
@@ -56,14 +56,6 @@ class Direct:
         letterbox = self._fill(image_of(image), picture_wh, host.input[place])
         host.filled.add(place)
         return letterbox
-
-    def keep(self, *_: Any) -> Letterbox:
-        """No source gives it JPEGs."""
-        raise AssertionError(self.takes_jpegs)
-
-    def decode(self, _: DirectHost, /) -> list[int]:
-        """Nothing is kept."""
-        return []
 
     def launch(self, host: DirectHost, count: int) -> None:
         places = max(count, self._least)

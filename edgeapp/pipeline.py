@@ -62,16 +62,12 @@ class Runner(Protocol):
     Attributes:
         hosts: memory of one batch each, from its first picture until its results are written.
         takes_pixels: `fill` wants a picture's pixels rather than the picture.
-        takes_jpegs: `keep` and `decode` take JPEGs.
     """
 
     depth: int
 
     @property
     def takes_pixels(self) -> bool: ...
-
-    @property
-    def takes_jpegs(self) -> bool: ...
 
     @property
     def hosts(self) -> Sequence[Any]: ...
@@ -82,14 +78,6 @@ class Runner(Protocol):
 
     def fill(self, host: Any, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         """Put a picture into its place of the batch."""
-        ...
-
-    def keep(self, host: Any, place: int, jpeg: bytes, picture_wh: tuple[int, int], /) -> Letterbox:
-        """Put a JPEG into its place of the batch."""
-        ...
-
-    def decode(self, host: Any, /) -> list[int]:
-        """Decode what was kept; gives the places where that cannot be done here."""
         ...
 
     def launch(self, host: Any, count: int) -> None:
@@ -134,7 +122,6 @@ class Summary:
     done: int = 0
     failures: list[int] = field(default_factory=list)
     wall_s: float = 0.0
-    decoded_by_gpu: int = 0
     times_ms: dict[str, array[float]] = field(default_factory=lambda: {stage: array("d") for stage in STAGES})
 
     @property
@@ -152,7 +139,6 @@ class Summary:
             self.failures.append(result.error.exit_code)
             return
         self.done += 1
-        self.decoded_by_gpu += result.decoded_by_gpu
         for stage, ms in result.times_ms.items():
             times = self.times_ms[stage]
             if len(times) < MOST_TIMES:
@@ -167,8 +153,6 @@ class Summary:
             text += f", {count / self.wall_s:.1f}/s"
         if self.failures:
             text += f", {len(self.failures)} failed"
-        if self.decoded_by_gpu:
-            text += f", {self.decoded_by_gpu} decoded by the GPU"
         stages = [
             f"{stage} {percentile(times, 50):.1f}/{percentile(times, 99):.1f}"
             for stage, times in self.times_ms.items()
@@ -423,25 +407,7 @@ class Pipeline:
             batch.unread -= 1
             last = batch.unread == 0
         if last:
-            self._decode_kept(source, batch)
             self._ready.put(batch)
-
-    def _decode_kept(self, source: Source, batch: Batch) -> None:
-        """Have the runner decode what it kept, and the source what the runner cannot."""
-        kept = [(place, result) for place, result in enumerate(batch.results) if result.frame.data]
-        if self._runner is None or not kept:
-            return
-        started = time.perf_counter()
-        refused = self._runner.decode(batch.host)
-        took_ms = (time.perf_counter() - started) * 1e3
-        for place, result in kept:
-            if place in refused:
-                batch.letterboxes[place] = None
-                self._take_in(source, batch, place)
-            else:
-                result.frame.data = b""
-                result.decoded_by_gpu = True
-                result.times_ms["decode"] += took_ms / len(kept)
 
     def _take_in(self, source: Source, batch: Batch, place: int) -> None:
         result = batch.results[place]
@@ -456,14 +422,10 @@ class Pipeline:
                 "a picture fits only one input tensor of four dimensions",
                 "give tensors: .npy, or .npz with the input tensors' names as keys",
             )
-        elif self._runner is not None and (frame.image is not None or frame.data):
+        elif frame.image is not None and self._runner is not None:
             decoded = time.perf_counter()
             assert frame.picture_wh is not None
-            if frame.image is not None:
-                letterbox = self._runner.fill(batch.host, place, frame.image, frame.picture_wh)
-            else:
-                letterbox = self._runner.keep(batch.host, place, frame.data, frame.picture_wh)
-            batch.letterboxes[place] = letterbox
+            batch.letterboxes[place] = self._runner.fill(batch.host, place, frame.image, frame.picture_wh)
             result.times_ms["decode"] = (decoded - started) * 1e3
             result.times_ms["preprocess"] = (time.perf_counter() - decoded) * 1e3
             if not self._keep_pictures and self._draw is None:

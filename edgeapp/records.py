@@ -60,7 +60,7 @@ class Frame:
 
     Attributes:
         path: as the user named it.
-        data: the picture's file, where it came with the frame or is still to be decoded; b"": it lies at `path`.
+        data: the bytes of the picture's file, where they came with it; b"" has them read from `path`.
         image: RGB picture, orientation applied, maybe decoded smaller than it is, or its pixels where the source was
             asked for these; None for tensors.
         picture_wh: width and height of the picture as it is in the file, orientation applied, pixels;
@@ -118,7 +118,6 @@ class Result:
         drawn: the picture with what was found drawn on it, a JPEG; b"" where nobody wants it.
         times_ms: milliseconds of decode, preprocess, infer, postprocess. A batch's time is
             divided by its number of frames.
-        decoded_by_gpu: its picture was.
         error: why this input has no answer.
     """
 
@@ -129,7 +128,6 @@ class Result:
     tensors: Tensors = field(default_factory=dict)
     drawn: bytes = b""
     times_ms: dict[str, float] = field(default_factory=dict)
-    decoded_by_gpu: bool = False
     error: EdgeappError | None = None
 
 

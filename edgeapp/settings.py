@@ -211,7 +211,7 @@ OPTIONS = (
     Option("top_k", "classify: how many classes to name", integer(1, 100_000), "K", card=True, group=CARD),
     Option("decode_threads",
            "threads that read and decode, those of all GPUs together (default: one for each core; from 8 cores a "
-           "GPU on, one is left to each GPU; with --decode gpu 4 for each GPU)",
+           "GPU on, one is left to each GPU)",
            integer(1, 1024), "N", group=SPEED),
     Option("slots", "batches between decoding and writing at a time (default: enough for all threads)",
            integer(1, 1024), "N", group=SPEED),
@@ -219,12 +219,6 @@ OPTIONS = (
            "N", 1, group=SPEED),
     Option("preprocess", "where pictures become network input: gpu, cpu or auto, which is gpu for a plan",
            choice("gpu", "cpu", "auto"), "WHERE", "auto", group=SPEED),
-    Option("decode",
-           "where plain JPEGs become pixels: cpu, or gpu, by the JPEG decoder of an A100, H100 or H200; in damaged "
-           "ones that shows parts of other pictures",
-           choice("cpu", "gpu"), "WHERE", "cpu", group=SPEED),
-    Option("nvjpeg_library", "the libnvjpeg.so for --decode gpu (default: the system's); its code runs", name,
-           metavar="FILE", group=SPEED, variable_too=False),
     Option("max_delay_ms", "wait so long for a batch to fill when standard input is silent", number(0, 60_000), "MS",
            0.0, group=SPEED),
     Option("sync", "how the GPU is waited for: spin (sooner, costs a core), block or auto",
@@ -313,8 +307,6 @@ class Settings:
     slots: int | None = None
     streams: int = 1
     preprocess: str = "auto"
-    decode: str = "cpu"
-    nvjpeg_library: str | None = None
     max_delay_ms: float = 0.0
     sync: str = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS

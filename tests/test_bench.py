@@ -105,7 +105,7 @@ def found(**changed: object) -> dict[str, object]:
             {"mode": "files", "images_per_s": 990.0, "stages_ms": {"decode": {"p50": 9}, "infer": {"p50": 1}}},
         ],
         "latency_ms": {"compute": step, "enqueue": {"mean": 0.01}},
-        "graph": "99 nodes", "copies_ms": [0.1, 0.1], "decode_threads": 3, "cores": 4, "decode": "cpu", **changed,
+        "graph": "99 nodes", "copies_ms": [0.1, 0.1], "decode_threads": 3, "cores": 4, **changed,
     }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def found(**changed: object) -> dict[str, object]:
         ({"copies_ms": [2.0, 0.1]}, ["copy-bound"]),
         (
             {"modes": [{"mode": "copies", "images_per_s": 9999.0}, found()["modes"][1]]},  # type: ignore[index]
-            ["decode-bound: 3 threads on 4 cores bring 990 pictures/s from the files, the engine takes 9999/s; an"],
+            ["decode-bound: 3 threads on 4 cores bring 990 pictures/s from the files, the engine takes 9999/s"],
         ),
         ({"slowed_by": ["at its power limit"]}, ["at its power limit"]),
     ],

@@ -54,10 +54,3 @@ def test_gpus_have_a_core_each_where_there_are_many(
     """And an engine on the CPU decodes on all of them."""
     monkeypatch.setattr(cores, "usable", lambda: count)
     assert cores.decoders(gpus) == wanted
-
-
-@pytest.mark.parametrize(("count", "gpus", "wanted"), [(1, 1, 1), (16, 1, 4), (16, 2, 8), (6, 2, 6), (16, 0, 1)])
-def test_gpus_that_decode_need_few_threads(monkeypatch: pytest.MonkeyPatch, count: int, gpus: int, wanted: int) -> None:
-    """Never none, whatever was asked for."""
-    monkeypatch.setattr(cores, "usable", lambda: count)
-    assert cores.decoders(gpus, on_gpu=True) == wanted

@@ -428,21 +428,3 @@ def test_decoding_waits_seldom_for_a_busy_thread(tmp_path: Path) -> None:
         sys.setswitchinterval(usual)
     assert frame.error is None
     assert frame.decode_ms < 0.6 * pieces * wait_s * 1e3
-
-
-@pytest.mark.parametrize(
-    ("words", "why"),
-    [
-        (("--decode", "gpu"), "takes pictures that were decoded"),
-        (("--decode", "gpu", "--save", "out"), "go not together"),
-        (("--nvjpeg-library", "x.so"), "--decode gpu"),
-    ],
-)
-def test_decoding_on_the_gpu_is_refused_where_it_cannot_be(
-    source_program: Program, models: Path, picture: Path, words: tuple[str, ...], why: str
-) -> None:
-    """Not done on the CPU instead without a word."""
-    done = source_program("--engine", models / "yolov8.onnx", "--input", picture, *words)
-    assert done.returncode == 64, done
-    assert why in done.stderr
-    assert done.stdout == ""

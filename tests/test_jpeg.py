@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,10 +16,7 @@ from PIL import Image
 
 from edgeapp import errors
 from edgeapp.pixels import image_of, pixels_of
-from edgeapp.records import Frame
-from edgeapp.sources import FileSource
 from edgeapp.sources.pictures import read_picture
-from edgeapp.stopping import Stop
 
 LIMIT = 1_000_000
 Fit = Callable[[tuple[int, int]], tuple[int, int]]
@@ -74,33 +72,6 @@ def test_pixels_are_those_of_pillow(
     assert_same(pillow, found)
 
 
-def test_only_plain_ones_are_kept_for_another_decoder(tmp_path: Path) -> None:
-    """Whole, upright, in colour, of the plainest coding and not too large; others are decoded as ever."""
-    picture = photo(64, 48)
-    plain = jpeg(picture)
-    kept = [plain, jpeg(picture, subsampling=0, exif=exif(x0112=1)), jpeg(picture, restart_marker_blocks=2)]
-    two_pictures, adobe = io.BytesIO(), b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
-    picture.save(two_pictures, "MPO", save_all=True, append_images=[picture.rotate(90)])
-    without_tables = plain[: plain.index(b"\xff\xc4")] + plain[plain.index(b"\xff\xda") :]
-    misread = plain[:2] + b"\xff\x01\xff\xe0" + plain[2:]
-    others = [
-        two_pictures.getvalue(), plain[:2] + adobe + plain[2:], without_tables, misread,
-        jpeg(picture, progressive=True), jpeg(picture.convert("L")), jpeg(picture.convert("CMYK")),
-        jpeg(picture, exif=exif(x0112=6)), jpeg(photo(1200, 900)), plain[:-2], plain + b"\0", plain[:40], b"", b"junk",
-    ]  # fmt: skip
-    source = FileSource([], max_pixels=LIMIT, stop=Stop())
-    source.as_jpegs = True
-    for number, data in enumerate([*kept, *others]):
-        frame = Frame(str(tmp_path / f"{number}.jpg"))
-        Path(frame.path).write_bytes(data)
-        source.read(frame)
-        if data in kept:
-            assert (frame.data, frame.picture_wh, frame.image, frame.error) == (data, (64, 48), None, None)
-            source.read(frame)  # as whoever could not decode it asks for
-        assert frame.data == b""
-        assert (frame.image is None) == (frame.error is not None)
-
-
 @pytest.mark.parametrize(
     "options",
     [{"exif": exif()}, {"exif": exif(x0112=1)}, {"comment": b"Exif\0\0 tiff:Orientation"}, {"icc_profile": b"x"}],
@@ -127,6 +98,18 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 def test_turned_and_odd_ones_are_left_to_pillow(tmp_path: Path, image: Image.Image, options: dict[str, Any]) -> None:
     pillow, found = read(tmp_path / "x.jpg", jpeg(image, **options))
     assert isinstance(found[0], Image.Image)
+    assert_same(pillow, found)
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xd0", b"\xff\xff"])
+def test_marker_without_length_hides_no_orientation(tmp_path: Path, marker: bytes) -> None:
+    """Who reads a length after it, 0xffe1, steps over the Exif behind it, to what looks like a scan."""
+    plain, turned = jpeg(photo(64, 48)), exif(x0112=6).tobytes()
+    front = plain[:2] + marker + struct.pack(">HH", 0xFFE1, 2 + len(turned)) + turned + b"\xff\xfe\xff\xff"
+    comment = bytes(4 + 0xFFE1 - len(front)) + b"\xff\xda"
+    pillow, found = read(tmp_path / "x.jpg", front + comment.ljust(0xFFFD, b"\0") + plain[2:])
+    assert isinstance(found[0], Image.Image)
+    assert found[1] == (48, 64)
     assert_same(pillow, found)
 
 

@@ -35,7 +35,7 @@ INSIDE_LEVEL = {
 }
 GPU_ORDER = (
     "__init__", "machine", "faults", "driver", "nvml", "runtimes", "selection", "graphs", "buffers", "kernels",
-    "preprocess", "filter", "engine", "infer", "nvjpeg", "intake", "slots", "ring", "meter", "build",
+    "preprocess", "filter", "engine", "infer", "intake", "slots", "ring", "meter", "build",
 )  # fmt: skip
 GPU_LIBRARIES = (
     "pycuda",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import resource
@@ -56,7 +55,6 @@ class Run:
     hosts: int = 4
     side_by_side: bool = False
     draw: Callable[[Result], None] | None = None
-    runner: type[Direct] = Direct
     stop: Stop = field(default_factory=Stop)
     batches: list[int] = field(default_factory=list)
     written: list[Result] = field(default_factory=list)
@@ -72,9 +70,7 @@ class Run:
         self.written.append(result)
 
     def __call__(self, source: Any) -> Summary:
-        runner = self.runner(
-            self.engine, self.fill, self.shape, self.dtype, batch=self.batch, least=1, hosts=self.hosts
-        )
+        runner = Direct(self.engine, self.fill, self.shape, self.dtype, batch=self.batch, least=1, hosts=self.hosts)
         launch = runner.launch
 
         def counted(host: Any, count: int) -> None:
@@ -137,64 +133,6 @@ def test_every_input_is_answered_once_and_in_order(
             assert result.classes[0].class_id == i % 3
             assert list(result.times_ms) == ["decode", "preprocess", "infer", "postprocess"]
     assert summary.done + len(summary.failures) == len(inputs)
-
-
-class Keeping(Direct):
-    """Stands in for a GPU that decodes JPEGs: Pillow does, and refuses those of an odd width."""
-
-    takes_jpegs = True
-
-    def begin(self, host: Any) -> None:
-        super().begin(host)
-        host.kept = {}
-
-    def keep(self, *words: Any) -> Letterbox:
-        host, place, data, picture_wh = words
-        host.kept[place] = data, picture_wh
-        return Letterbox((1.0, 1.0), (0.0, 0.0), picture_wh)  # nobody looks at boxes
-
-    def decode(self, host: Any, /) -> list[int]:
-        refused = []
-        for place, (data, picture_wh) in host.kept.items():
-            if picture_wh[0] % 2:
-                refused.append(place)
-            else:
-                self.fill(host, place, Image.open(io.BytesIO(data)).convert("RGB"), picture_wh)
-        return refused
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-def test_runner_that_decodes_gets_plain_jpegs_and_gives_back_what_it_cannot(
-    models: Path, tmp_path: Path, batch: int
-) -> None:
-    """Every picture has its answer in its place, whoever decoded it; errors stay with theirs."""
-    run = Run(CpuEngine(str(models / "classifier.onnx")), batch=batch, decoders=3, runner=Keeping)
-    paths = []
-    for i in range(60):
-        path = tmp_path / f"{i}.jpg"
-        picture = Image.new("RGB", (40 + i, 30), COLORS[i % 3])
-        if i % 7 == 3:
-            picture.save(path.with_suffix(".png"))
-            path = path.with_suffix(".png")
-        else:
-            picture.save(path, progressive=i % 5 == 0)
-        if i % 11 == 4:
-            path.write_bytes(path.read_bytes()[:-400])
-        paths.append(path)
-    source = run.files(*paths, "missing.jpg")
-    source.as_jpegs = True
-    summary = run(source)
-    *results, missing = run.written
-    assert isinstance(missing.error, errors.NotFoundError)
-    for i, result in enumerate(results):
-        if i % 11 == 4:
-            assert isinstance(result.error, errors.DataError), (i, result.error)
-        else:
-            assert result.classes[0].class_id == i % 3, (i, result)
-            assert list(result.times_ms) == ["decode", "preprocess", "infer", "postprocess"]
-        assert result.decoded_by_gpu == (i % 7 != 3 and i % 5 != 0 and i % 11 != 4 and i % 2 == 0)
-        assert not result.frame.data
-    assert f"{sum(result.decoded_by_gpu for result in results)} decoded by the GPU" in str(summary)
 
 
 def test_no_more_is_read_than_there_are_batches(run: Run, tmp_path: Path) -> None:

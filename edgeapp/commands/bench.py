@@ -70,7 +70,7 @@ def bench(wanted: Wanted, settings: Settings, stop: Stop, talk: Talk) -> int:
         _check_shapes(model, wanted)
         modes = Modes(model, runner, source, wanted, settings, stop, stack, decoders=decoders)
         found = modes.measure(talk)
-    found = {"schema": SCHEMA, "engine": paths.text(settings.engine), "decode": settings.decode, **found}
+    found = {"schema": SCHEMA, "engine": paths.text(settings.engine), **found}
     found["start_ms"] = {name: round(ms, 3) for name, ms in trace.steps}
     found["advice"] = advice(found)
     if wanted.export_times:

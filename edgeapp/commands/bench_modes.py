@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from edgeapp import cores, errors, paths
-from edgeapp.commands.bench_sources import Again, Decoding, Memory, read_whole
+from edgeapp.commands.bench_sources import Again, Decoding, Memory
 from edgeapp.commands.bench_wanted import MODES, Wanted
 from edgeapp.commands.opening import Model, open_ring
 from edgeapp.log import Talk
@@ -336,7 +336,7 @@ class Modes:
         for frame in self._source if not self._decoded else ():
             if frame is None or self._source.is_tensors(frame):
                 continue
-            read_whole(self._source, frame)
+            self._source.read(frame)
             if frame.image is not None and frame.picture_wh is not None:
                 self._decoded.append((frame.image, frame.picture_wh))
             error = frame.error or error

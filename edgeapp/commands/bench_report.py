@@ -79,13 +79,11 @@ def advice(found: dict[str, Any]) -> list[str]:
             )
     best = modes.get("copies") or modes.get("engine")
     files = modes.get("files")
-    on_cpu = latency is not None and found["decode"] == "cpu"
     if files and best and files["images_per_s"] < 0.9 * best["images_per_s"]:
         slowest = max(files["stages_ms"], key=lambda stage: files["stages_ms"][stage]["p50"])
         lines.append(
             f"{slowest}-bound: {found['decode_threads']} threads on {found['cores']} cores bring "
             f"{files['images_per_s']:.0f} pictures/s from the files, the engine takes {best['images_per_s']:.0f}/s"
-            + ("; an A100, H100 or H200 decodes JPEGs itself: --decode gpu" if slowest == "decode" and on_cpu else "")
         )
     if found.get("slowed_by"):
         lines.append(f"the GPU is slowed down: {', '.join(found['slowed_by'])}")

@@ -53,13 +53,6 @@ class Again:
         self._files.read(frame)
 
 
-def read_whole(files: FileSource, frame: Frame) -> None:
-    """Read and decode a frame here, also where the GPU would decode it."""
-    files.read(frame)
-    if frame.data:  # kept for the GPU
-        files.read(frame)
-
-
 class Decoding:
     """Threads that read and decode files over and over, for the length of a `with` block.
 
@@ -85,4 +78,4 @@ class Decoding:
         for frame in Again(self._files, math.inf):
             if self._ended.is_set():
                 return
-            read_whole(self._files, frame)
+            self._files.read(frame)

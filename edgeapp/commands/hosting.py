@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 
 from edgeapp import errors, paths, plan
 from edgeapp.bootstrap import Trace
@@ -111,7 +110,6 @@ class Hosted:
             self._warm_up(settings.engine)
         if self.model.preprocess is not None:
             with self.trace.step("buffers and graphs"):
-                settings = replace(settings, decode="cpu")  # whatever a file for all verbs says of `run`
                 self.runner = make_runner(
                     self.model, self.model.preprocess, settings, stack, decoders=self.decoders, total=None
                 )

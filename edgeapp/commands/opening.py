@@ -270,10 +270,6 @@ def open_to_run(
     Raises:
         EdgeappError: it cannot be run.
     """
-    if settings.decode == "gpu" and settings.save is not None:
-        raise errors.UsageError("--decode gpu and --save go not together", "pictures to draw on are decoded on the CPU")
-    if settings.decode != "gpu" and settings.nvjpeg_library is not None:
-        raise errors.UsageError("--nvjpeg-library goes with --decode gpu", "", "add that, or leave it out")
     model = open_model(model_file, settings, trace, talk, stop, stack, total=total, side_by_side=side_by_side)
     runner = None
     if model.preprocess is not None:
@@ -282,9 +278,6 @@ def open_to_run(
         with trace.step("buffers and graphs"):
             runner = make_runner(model, model.preprocess, settings, stack, decoders=decoders, total=total)
         source.as_pixels = runner.takes_pixels and settings.save is None
-        source.as_jpegs = runner.takes_jpegs
-    elif settings.decode == "gpu":
-        raise _no_gpu_decoding("the engine takes no pictures")
     if settings.startup_trace:
         talk.always(str(trace))
     return model, runner
@@ -292,8 +285,7 @@ def open_to_run(
 
 def decoders_for(model_file: plan.ModelFile, settings: Settings) -> int:
     """Threads that read and decode for a model."""
-    gpus = 1 if model_file.kind == plan.PLAN else 0
-    return settings.decode_threads or cores.decoders(gpus, on_gpu=settings.decode == "gpu")
+    return settings.decode_threads or cores.decoders(1 if model_file.kind == plan.PLAN else 0)
 
 
 def infers_side_by_side(settings: Settings, *, decoders: int, total: int | None) -> bool:
@@ -336,8 +328,6 @@ def make_runner(
                 hosts=hosts,
                 graphs=batches is None or batches >= FEWEST_BATCHES_FOR_GRAPHS,
             )
-    if settings.decode == "gpu":
-        raise _no_gpu_decoding(f"{engine.name} takes pictures that were decoded")
     hosts = max(1, min(hosts, MOST_HOST_BYTES // (batch * nbytes(preprocess.shape, preprocess.dtype))))
     return Direct(engine, preprocess.fill, preprocess.shape, preprocess.dtype, batch=batch, least=least, hosts=hosts)
 
@@ -365,7 +355,6 @@ def open_ring(
     """
     from edgeapp.gpu.intake import Intake, PixelIntake, ReadyIntake
     from edgeapp.gpu.kernels import Kernels
-    from edgeapp.gpu.nvjpeg import Decoders
     from edgeapp.gpu.preprocess import Preparer
     from edgeapp.gpu.ring import SLOTS, Ring
 
@@ -383,12 +372,6 @@ def open_ring(
     if kernels is not None:
         mapped = engine.driver.is_integrated(settings.device) if mapped is None else mapped
         intake = PixelIntake(preprocess, spec, model.batch, Preparer(model.card, spec.dtype, kernels), mapped=mapped)
-    decoders = None
-    if on_gpu and settings.decode == "gpu":
-        if kernels is None:
-            raise _no_gpu_decoding("here pictures become network input on the CPU")
-        decoders = Decoders(engine.driver, model.batch, settings.nvjpeg_library)
-        stack.callback(decoders.close)
     try:
         ring = Ring(
             engine,
@@ -401,7 +384,6 @@ def open_ring(
             graphs=graphs,
             streams=settings.streams,
             boxes=_filter(model, preprocess, kernels) if kernels is not None else None,
-            decoders=decoders,
         )
     except errors.DataError as error:
         if settings.streams == 1:
@@ -413,10 +395,6 @@ def open_ring(
         ) from error
     stack.callback(ring.close)
     return ring
-
-
-def _no_gpu_decoding(why: str) -> errors.UsageError:
-    return errors.UsageError("cannot decode on the GPU", why, "leave out --decode gpu")
 
 
 def _filter(model: Model, preprocess: Preprocessor, kernels: Kernels) -> Filter | None:

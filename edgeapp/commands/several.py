@@ -61,9 +61,7 @@ def visible(devices: tuple[int, ...]) -> tuple[int, ...]:
 def threads_of(settings: Settings) -> int:
     """Threads that read and decode, for each GPU."""
     assert settings.devices is not None
-    count = len(settings.devices)
-    threads = settings.decode_threads or cores.decoders(count, on_gpu=settings.decode == "gpu")
-    return max(1, threads // count)
+    return max(1, (settings.decode_threads or cores.decoders(len(settings.devices))) // len(settings.devices))
 
 
 def settings_of(settings: Settings, device: int, talk: Talk) -> Settings:

@@ -11,15 +11,6 @@ from edgeapp.gpu import faults
 
 LIBRARY = headstart.LIBRARY
 
-NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream."""
-
-BLOCKING_SYNC, DISABLE_TIMING = 1, 2
-"""CU_EVENT_*: a waiting thread sleeps; no time stamps."""
-
-ALIGNMENT = 256
-"""What CUDA aligns an allocation to, and what kernels may count on."""
-
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuStreamCreate": (_POINTER, _INT),
@@ -42,17 +33,8 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuMemcpyHtoDAsync_v2": (_POINTER, _POINTER, _SIZE, _POINTER),
     "cuMemcpyDtoHAsync_v2": (_POINTER, _POINTER, _SIZE, _POINTER),
     "cuMemsetD8Async": (_POINTER, ctypes.c_ubyte, _SIZE, _POINTER),
-    "cuMemAlloc_v2": (_POINTER, _SIZE),
-    "cuMemFree_v2": (_POINTER,),
-    "cuCtxGetCurrent": (_POINTER,),
-    "cuCtxSetCurrent": (_POINTER,),
 }
 """Functions for the work on streams: PyCUDA has no graphs, and its other calls cost several times a ctypes call."""
-
-
-def up(size: int, alignment: int = ALIGNMENT) -> int:
-    """The next multiple."""
-    return -(-size // alignment) * alignment
 
 
 class CallError(Exception):

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeapp.fitting import Fitting, reduced_fitting
-from edgeapp.gpu import nvjpeg
-from edgeapp.gpu.driver import up
 from edgeapp.gpu.infer import HOST_DTYPES
 from edgeapp.gpu.preprocess import PICTURE, Preparer, picture_row
 from edgeapp.model import Card
 from edgeapp.pixels import image_of, pixels_of
 from edgeapp.records import Letterbox, Picture, Shape, TensorSpec, nbytes
 from edgeapp.tensors import bfloat16_bits
+
+ALIGNMENT = 256
+"""What CUDA aligns an allocation to, and what kernels may count on."""
 
 PIXEL_BYTES = 4
 """Pillow keeps RGB with a fourth byte, and threads of a GPU like to read four."""
@@ -68,8 +69,8 @@ class Input(Protocol):
         """Put a picture into its place; any thread may, each for another place."""
         ...
 
-    def used(self, batch: int, copied: int, /) -> int:
-        """How many bytes have to be copied for a batch of that size, to the address `copied` on the device."""
+    def used(self, batch: int, /) -> int:
+        """How many bytes have to be copied for a batch of that size."""
         ...
 
 
@@ -95,6 +96,11 @@ class Intake(Protocol):
         ...
 
 
+def up(size: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 class ReadyInput:
     """The network input of every place, made on the CPU."""
 
@@ -114,7 +120,7 @@ class ReadyInput:
         target[...] = bfloat16_bits(values)
         return letterbox
 
-    def used(self, batch: int, _: int) -> int:
+    def used(self, batch: int) -> int:
         return self.array[:batch].nbytes
 
 
@@ -149,27 +155,15 @@ def place_of(card: Card, image_wh: WH, picture_wh: WH) -> tuple[Fitting, tuple[i
     return where, row_of(where, image_wh, card)
 
 
-def place_of_decoded(card: Card, picture_wh: WH) -> tuple[Fitting, tuple[int, ...]]:
-    """The same of a picture that the GPU decodes."""
-    where = reduced_fitting(picture_wh, picture_wh, card)
-    return where, row_of(where, picture_wh, card, nvjpeg.row_bytes(picture_wh[0]), nvjpeg.PIXEL_BYTES)
-
-
-def row_of(
-    where: Fitting, image_wh: WH, card: Card, row_bytes: int = 0, pixel_bytes: int = PIXEL_BYTES
-) -> tuple[int, ...]:
-    """What the kernel has to know of an image beside where its pixels begin.
-
-    Args:
-        row_bytes: from one row to the next; 0: nothing lies between them.
-    """
+def row_of(where: Fitting, image_wh: WH, card: Card) -> tuple[int, ...]:
+    """What the kernel has to know of an image beside where its pixels begin."""
     _, *rest = picture_row(
         where,
         image_wh,
         antialias=card.antialias,
         offset=0,
-        row_bytes=row_bytes or image_wh[0] * pixel_bytes,
-        pixel_bytes=pixel_bytes,
+        row_bytes=image_wh[0] * PIXEL_BYTES,
+        pixel_bytes=PIXEL_BYTES,
     )
     return tuple(rest)
 
@@ -179,11 +173,7 @@ class PixelInput:
 
     Args:
         placed: `place_of` with the model card.
-        decoded: `place_of_decoded` with it.
         mapped: the GPU reads the pictures where they are; only where they are is copied.
-
-    Attributes:
-        jpegs: of the places that the GPU has still to decode, the file and the size in it.
     """
 
     def __init__(
@@ -192,14 +182,12 @@ class PixelInput:
         batch: int,
         preprocess: Preprocess,
         placed: Callable[[WH, WH], tuple[Fitting, tuple[int, ...]]],
-        decoded: Callable[[WH], tuple[Fitting, tuple[int, ...]]],
         reserve: int,
         *,
         mapped: bool,
     ) -> None:
         self._memory = memory
         self._placed = placed
-        self._decoded = decoded
         self._mapped = mapped
         # Page-locked memory has one address for both (unified addressing, all 64-bit machines).
         self._base = memory.ctypes.data if mapped else 0
@@ -208,14 +196,10 @@ class PixelInput:
         self._preprocess = preprocess
         self._reserve = reserve
         self._lock = threading.Lock()
-        self.jpegs: dict[int, tuple[bytes, WH]] = {}
-        self._addresses: dict[int, int] = {}
         self.clear()
 
     def clear(self) -> None:
         self._rows[:] = np.zeros((), PICTURE)
-        self.jpegs.clear()
-        self._addresses.clear()
         self._end = self._start
         self._left = len(self._rows)
 
@@ -235,17 +219,6 @@ class PixelInput:
         self._rows[place] = (self._base + offset, *row)
         return where.letterbox
 
-    def keep(self, place: int, jpeg: bytes, picture_wh: WH) -> Letterbox:
-        """A file that the GPU is to decode; any thread may, each for another place."""
-        self.jpegs[place] = jpeg, picture_wh
-        return self._decoded(picture_wh)[0].letterbox
-
-    def locate(self, place: int, address: int) -> None:
-        """What `keep` was given is decoded: where it is on the device."""
-        _, picture_wh = self.jpegs.pop(place)
-        self._rows[place] = (address, *self._decoded(picture_wh)[1])
-        self._addresses[place] = address
-
     def _room(self, size: int, *, last: bool = False) -> int | None:
         """Where so many bytes may go; None when those who follow would have no room left."""
         with self._lock:
@@ -256,12 +229,8 @@ class PixelInput:
             self._left -= 1
             return offset
 
-    def used(self, _: int, copied: int) -> int:
-        if self._mapped:
-            return self._start
-        for place, address in self._addresses.items():  # offsets count from what is copied
-            self._rows[place]["offset"] = (address - copied) % (1 << 64)
-        return self._end
+    def used(self, _: int) -> int:
+        return self._start if self._mapped else self._end
 
 
 class PixelIntake:
@@ -283,7 +252,6 @@ class PixelIntake:
         self._preparer = preparer
         self._batch = batch
         self._placed = lru_cache(MOST_SIZES)(partial(place_of, preprocess.card))
-        self._decoded = lru_cache(MOST_SIZES)(partial(place_of_decoded, preprocess.card))
         width, height = preprocess.card.size_wh
         self._reserve = up(width * height * PIXEL_BYTES)
         roomy = ROOMY_BYTES if preprocess.card.antialias else ROOMIER_BYTES
@@ -294,9 +262,7 @@ class PixelIntake:
         self.tensor_size = nbytes((batch, *preprocess.shape), HOST_DTYPES[spec.dtype])
 
     def input(self, memory: NDArray[np.uint8]) -> PixelInput:
-        return PixelInput(
-            memory, self._batch, self._preprocess, self._placed, self._decoded, self._reserve, mapped=self._mapped
-        )
+        return PixelInput(memory, self._batch, self._preprocess, self._placed, self._reserve, mapped=self._mapped)
 
     def enqueue(self, copied: int, tensor: int, batch: int, stream: int) -> None:
         # Offsets of the pictures count from the start of what is copied, or are addresses.

@@ -15,19 +15,25 @@ import pycuda.driver as cuda
 from numpy.typing import NDArray
 
 from edgeapp import errors
-from edgeapp.gpu import faults, nvjpeg
+from edgeapp.gpu import faults
 from edgeapp.gpu.buffers import Buffer
-from edgeapp.gpu.driver import BLOCKING_SYNC, DISABLE_TIMING, NON_BLOCKING, CallError, up
+from edgeapp.gpu.driver import CallError
 from edgeapp.gpu.filter import Filter
 from edgeapp.gpu.graphs import Graph
 from edgeapp.gpu.infer import HOST_DTYPES, GpuEngine
-from edgeapp.gpu.intake import Intake, PixelInput, PixelIntake
+from edgeapp.gpu.intake import Intake, PixelIntake, up
 from edgeapp.gpu.slots import Host, Lane, Layout, Slot
 from edgeapp.records import Letterbox, Picture, Shape, Tensors, nbytes
 from edgeapp.tensors import bfloat16_values
 
 SLOTS = 3
 """Batches on the GPU at a time, for each stream that computes: one copied in, one computed, one copied out."""
+
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream."""
+
+BLOCKING_SYNC, DISABLE_TIMING = 1, 2
+"""CU_EVENT_*: a waiting thread sleeps; no time stamps."""
 
 
 class Ring:
@@ -46,7 +52,6 @@ class Ring:
         graphs: False has every launch enqueue the engine anew.
         streams: for computing; each further one has an execution context, with device memory, of its own.
         boxes: picks the boxes of the only output that reach the threshold, so that the rest need not be copied.
-        decoders: decode JPEGs on the GPU; with a PixelIntake.
 
     Raises:
         DataError: this engine cannot work so: it has other inputs than pictures, outputs of unknown size, or TensorRT
@@ -73,14 +78,12 @@ class Ring:
         graphs: bool = True,
         streams: int = 1,
         boxes: Filter | None = None,
-        decoders: nvjpeg.Decoders | None = None,
     ) -> None:
         if not engine.pictures_only:
             raise errors.DataError("the engine has other inputs than pictures")
         self._engine = engine
         self.intake = intake
         self._boxes = boxes
-        self._decoders = decoders
         self._driver = engine.driver
         self._batch = batch
         self._least = least
@@ -163,11 +166,7 @@ class Ring:
         sent.reserve_host(self.intake.size)
         received.reserve_host(output_size)
         memory = sent.host((self.intake.size,), np.dtype(np.uint8))
-        host = Host(self.intake.input(memory), sent, received)
-        if self._decoders is not None:
-            host.decoded = nvjpeg.Memory(self._driver)
-            self._undo.callback(host.decoded.free)
-        return host
+        return Host(self.intake.input(memory), sent, received)
 
     def _prepare_calls(self) -> None:
         """The driver's functions for every batch, looked up once."""
@@ -213,11 +212,6 @@ class Ring:
         """Whether pixels become network input on the GPU."""
         return isinstance(self.intake, PixelIntake)
 
-    @property
-    def takes_jpegs(self) -> bool:
-        """Whether JPEGs become pixels on the GPU."""
-        return self._decoders is not None
-
     # --- running ------------------------------------------------------------------------------------------------------
 
     def begin(self, host: Host) -> None:
@@ -227,24 +221,6 @@ class Ring:
     def fill(self, host: Host, place: int, image: Picture, picture_wh: tuple[int, int]) -> Letterbox:
         """Put a picture into its place of the batch; any thread may, each for another place."""
         return host.input.fill(place, image, picture_wh)
-
-    def keep(self, host: Host, place: int, jpeg: bytes, picture_wh: tuple[int, int]) -> Letterbox:
-        """Put a JPEG into its place of the batch, where `takes_jpegs` is true; any thread may, as with `fill`."""
-        assert isinstance(host.input, PixelInput)
-        return host.input.keep(place, jpeg, picture_wh)
-
-    def decode(self, host: Host) -> list[int]:
-        """Decode what was kept, when all places are filled; any thread may. Gives the places that were not decoded."""
-        if self._decoders is None or host.decoded is None:
-            return []
-        assert isinstance(host.input, PixelInput)
-        kept = dict(host.input.jpegs)
-        addresses = self._decoders.decode([*kept.values()], host.decoded) if kept else []
-        for place, address in zip(kept, addresses, strict=True):
-            if address is not None:
-                host.input.locate(place, address)
-        host.input.jpegs.clear()
-        return [place for place, address in zip(kept, addresses, strict=True) if address is None]
 
     def places(self, count: int) -> int:
         """The batch size that runs for `count` pictures: a power of two, or the largest."""
@@ -268,7 +244,7 @@ class Ring:
         graph = slot.graphs.get(batch)
         code = 0
         if copies:
-            size = host.input.used(batch, slot.copied.address)
+            size = host.input.used(batch)
             code = self._copy_in(slot.copied.address, host.sent.host_address, size, self._in)
             code = code or self._record(slot.uploaded, self._in) or self._wait(compute, slot.uploaded, 0)
         if computes and graph is not None:
@@ -352,8 +328,7 @@ class Ring:
 
     def copy_in(self, host: Host, batch: int) -> None:
         """Put the copy of a batch's input on the compute stream."""
-        address = self._slots[0].copied.address
-        size = host.input.used(batch, address)
+        address, size = self._slots[0].copied.address, host.input.used(batch)
         self._driver.call("cuMemcpyHtoDAsync_v2", address, host.sent.host_address, size, self.compute)
 
     def copy_out(self, host: Host, batch: int) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeapp.gpu import nvjpeg
 from edgeapp.gpu.buffers import Buffer
 from edgeapp.gpu.graphs import Graph
 from edgeapp.gpu.infer import GpuEngine
@@ -39,7 +38,6 @@ class Host:
         slot: where it is on the GPU, while it is there.
         layout: of the outputs that came in.
         whole: all of them, and not only what the filter picked.
-        decoded: for pictures that the GPU decodes, None where it does not.
     """
 
     input: Input
@@ -48,7 +46,6 @@ class Host:
     slot: Slot | None = None
     layout: Layout | None = None
     whole: bool = False
-    decoded: nvjpeg.Memory | None = None
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from edgeapp import errors, paths
 from edgeapp.records import Frame
-from edgeapp.sources import jpeg
 from edgeapp.sources.arrays import read_tensors
 from edgeapp.sources.pictures import Fit, read_picture
-from edgeapp.sources.regular import Opened, whole
+from edgeapp.sources.regular import Opened
 from edgeapp.stopping import Stop
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -34,8 +32,6 @@ class FileSource:
         fit: how large a picture has to be at least; JPEGs may be decoded smaller than they are, but
             not smaller than that. None: all in full. Set it before the first `read`.
         as_pixels: frames get their pixels in place of a picture where that is sooner done.
-        as_jpegs: frames of plain JPEGs keep their bytes in `data`, with `picture_wh` and without a picture. Read again
-            they are decoded.
         left_out: frames that nobody will see; of files none.
 
     Args:
@@ -64,7 +60,6 @@ class FileSource:
         self._stream = stream
         self.fit: Fit | None = None
         self.as_pixels = False
-        self.as_jpegs = False
         self.left_out = 0
         self._items: list[str | errors.EdgeappError | None] = []
         self.total: int | None = 0
@@ -127,18 +122,8 @@ class FileSource:
 
     def read(self, frame: Frame) -> None:
         """Read and decode a frame; what is wrong with the input becomes its error. Any thread may call it."""
-        if frame.error is None and not (self.as_jpegs and frame.picture_wh is None and self._kept(frame)):
+        if frame.error is None:
             read_frame(frame, self._max_pixels, fit=self.fit, as_pixels=self.as_pixels)
-
-    def _kept(self, frame: Frame) -> bool:
-        """Keep a frame's bytes for whoever decodes plain JPEGs; False where it has to be read as others."""
-        started = time.perf_counter()
-        if not frame.data and not self.is_tensors(frame):
-            with suppress(errors.EdgeappError, MemoryError):  # told by who reads it as others
-                frame.data = whole(frame.path)
-        frame.picture_wh = jpeg.baseline_wh(frame.data, self._max_pixels) if frame.data else None
-        frame.decode_ms = (time.perf_counter() - started) * 1e3
-        return frame.picture_wh is not None
 
 
 def read_frame(

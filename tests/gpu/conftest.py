@@ -2,7 +2,6 @@
 
     python -m pytest tests/gpu            (the frozen file: dist/edgeapp, or EDGEAPP_BINARY)
 
-EDGEAPP_NVJPEG names the libnvjpeg.so for --decode gpu, where the system has none.
 They need Python 3.10 or newer with NumPy, Pillow and pytest; nothing of CUDA but the driver. test_serve.py makes a
 small library with a C compiler, or takes it from EDGEAPP_STING_LIBRARY (tests/gpu/sting.c says how to make it).
 """
@@ -10,11 +9,9 @@ small library with a C compiler, or takes it from EDGEAPP_STING_LIBRARY (tests/g
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
 
 import pytest
-from gpu.compare import DEMO, unpacked
 from support import Program, frozen_binary
 
 HERE = Path(__file__).parent
@@ -56,19 +53,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def edgeapp(tmp_path: Path, frozen_cache: Path) -> Program:
     """The frozen file, from outside, with an empty environment but for where it unpacks itself."""
     return Program([str(frozen_binary())], tmp_path, {"HOME": str(tmp_path), "EDGEAPP_CACHE": str(frozen_cache)})
-
-
-@pytest.fixture
-def on_gpu(edgeapp: Program, tmp_path: Path) -> tuple[str, ...]:
-    """The words that have JPEGs decoded by the GPU; skips where it has no decoder for them."""
-    words: tuple[str, ...] = ("--decode", "gpu")
-    library = os.environ.get("EDGEAPP_NVJPEG")
-    if library:
-        words += ("--nvjpeg-library", library)
-    plan = unpacked(DEMO / "model.plan.xz", tmp_path)
-    done = edgeapp("--engine", plan, "--model-card", DEMO / "model.json", "--input", DEMO / "bench-1.jpg", *words)
-    if done.returncode == 69 and ("no decoder for JPEGs" in done.stderr or not library):
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done
-    assert "1 decoded by the GPU" in done.stderr
-    return words

@@ -12,7 +12,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
 from campaigning import Usage, growth
 from gpu.compare import DEMO, unpacked
 from gpu.provoking import Memory
@@ -27,15 +26,12 @@ ALLOCATORS_BYTES = 2 << 20
 """A short run cannot tell so much from what allocators hold back."""
 
 
-@pytest.mark.parametrize("decode", ["cpu", "gpu"])
-def test_nothing_grows(edgeapp: Program, tmp_path: Path, request: pytest.FixtureRequest, decode: str) -> None:
+def test_nothing_grows(edgeapp: Program, tmp_path: Path) -> None:
     """Through the whole pipeline: detector, GPU preprocessing, filter, boxes read; host and device memory."""
     engine = unpacked(DEMO / "model.plan.xz", tmp_path)
     files = sorted(DEMO.glob("*.jpg"))
     names = "".join(f"{files[i % len(files)]}\n" for i in range(1000)).encode()
     words = ["--engine", engine, "--model-card", DEMO / "model.json", "--batch", "8", "--input", "-", "--quiet"]
-    if decode == "gpu":
-        words += request.getfixturevalue("on_gpu")
     child = edgeapp.start(*words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert child.stdin is not None
     samples, taken_s, given, began_s, memory = [], 0.0, 0, time.monotonic(), Memory()

@@ -58,15 +58,6 @@ def test_all_gpus_give_what_one_gives(edgeapp: Program, demo: list[str | Path], 
     assert set(shares(done.stderr)) == set(range(COUNT))
 
 
-def test_all_gpus_decode_as_one_does(edgeapp: Program, demo: list[str | Path], on_gpu: tuple[str, ...]) -> None:
-    """JPEGs, by the decoders of each."""
-    alone, done = (edgeapp(*demo, "--batch", "4", *on_gpu, "--device", which, timeout=120) for which in ("0", "all"))
-    assert untimed(done.stdout) == untimed(alone.stdout)
-    assert "100 decoded by the GPU" in alone.stderr
-    assert "100 decoded by the GPU" in done.stderr
-    assert set(shares(done.stderr)) == set(range(COUNT))
-
-
 def test_tensors_of_all_gpus_are_those_of_one(edgeapp: Program, tmp_path: Path) -> None:
     """Raw outputs, bit for bit."""
     for i in range(40):
