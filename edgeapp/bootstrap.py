@@ -56,6 +56,7 @@ class Bootstrap:
         *,
         plugins: Sequence[str] = (),
         host_code: bool = False,
+        own_context: bool = False,
     ) -> None:
         self._plan = plan
         self._library = library
@@ -64,6 +65,7 @@ class Bootstrap:
         self._trace = trace
         self._plugins = plugins
         self._host_code = host_code
+        self._own_context = own_context
         self._undo = ExitStack()
         self._driver: Driver
         self._choice: Runtime
@@ -82,7 +84,7 @@ class Bootstrap:
         ("cuInit", "_initialise"),
         ("count the devices", "_count"),
         ("choose the device", "_choose_device"),
-        ("retain and push the primary context", "_push_context"),
+        ("push a CUDA context", "_push_context"),
         ("choose the TensorRT library", "_choose_tensorrt"),
         ("load the TensorRT library", "_load_tensorrt"),
         ("import the bindings", "_import_bindings"),
@@ -144,10 +146,13 @@ class Bootstrap:
 
         from edgeapp.gpu import faults
 
-        # The primary context is the one that the CUDA runtime inside TensorRT uses too.
+        # The CUDA runtime inside TensorRT uses the one that is current.
         try:
-            self._cuda_context = self._device.retain_primary_context()
-            self._cuda_context.push()
+            if self._own_context:
+                self._cuda_context = self._device.make_context()  # pushes it, too
+            else:
+                self._cuda_context = self._device.retain_primary_context()
+                self._cuda_context.push()
             self._free_bytes = cuda.mem_get_info()[0]
         except cuda.Error as error:
             raise faults.from_cuda(error, 0, "making the CUDA context") from error
@@ -158,7 +163,7 @@ class Bootstrap:
             context.pop()
             context.detach()
 
-        self._on_exit("primary context", pop)
+        self._on_exit("CUDA context", pop)
 
     def _choose_tensorrt(self) -> None:
         from edgeapp.gpu import runtimes
@@ -276,6 +281,7 @@ def bring_up(
     check_stop: Callable[[], None],
     plugins: Sequence[str] = (),
     host_code: bool = False,
+    own_context: bool = False,
 ) -> Iterator[GpuEngine]:
     """A running engine for a plan, for the length of the `with` block.
 
@@ -287,13 +293,17 @@ def bring_up(
         check_stop: called between the steps; raises when a signal came.
         plugins: libraries with plugins that the plan needs.
         host_code: let the plan run native code that it carries.
+        own_context: a CUDA context for this engine alone, instead of the primary one; it takes with it what TensorRT
+            leaves behind. 8.6.0 never unloads the kernels of a softmax: 90 kB, and 25 kB of the GPU, for each engine.
 
     Raises:
         NoGpuError: no driver or GPU. DataError: the plan cannot run here.
     """
     with trace.step("wait for what runs beside"):
         headstart.wait()
-    bootstrap = Bootstrap(plan, device, detail, trace, library, plugins=plugins, host_code=host_code)
+    bootstrap = Bootstrap(
+        plan, device, detail, trace, library, plugins=plugins, host_code=host_code, own_context=own_context
+    )
     try:
         yield bootstrap.up(check_stop)
     finally:

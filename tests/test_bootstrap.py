@@ -233,7 +233,7 @@ class Recorder(Bootstrap):
 def test_tensorrt_comes_after_the_context() -> None:
     """Driver, device and context come before every step that touches TensorRT."""
     steps = [name for name, _ in Bootstrap.STEPS]
-    assert steps.index("retain and push the primary context") < steps.index("load the TensorRT library")
+    assert steps.index("push a CUDA context") < steps.index("load the TensorRT library")
     assert steps.index("load the TensorRT library") < steps.index("import the bindings") < steps.index("runtime")
     assert steps[:3] == ["find libcuda.so.1", "cuInit", "count the devices"]
 

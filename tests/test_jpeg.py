@@ -101,6 +101,24 @@ def test_turned_and_odd_ones_are_left_to_pillow(tmp_path: Path, image: Image.Ima
     assert_same(pillow, found)
 
 
+@pytest.mark.parametrize("kind", ["two pictures", "Adobe's RGB", "without tables", "marker FF 01"])
+def test_rare_ones_give_what_pillow_gives(tmp_path: Path, kind: str) -> None:
+    """The same pixels, or the same words."""
+    plain, two = jpeg(photo(64, 48)), io.BytesIO()
+    photo(64, 48).save(two, "MPO", save_all=True, append_images=[photo(64, 48).rotate(90)])
+    data = {
+        "two pictures": two.getvalue(),
+        "Adobe's RGB": plain[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0" + plain[2:],
+        "without tables": plain[: plain.index(b"\xff\xc4")] + plain[plain.index(b"\xff\xda") :],
+        "marker FF 01": plain[:2] + b"\xff\x01\xff\xe0" + plain[2:],
+    }[kind]
+    pillow, found = read(tmp_path / "x.jpg", data)
+    if isinstance(pillow, str):
+        assert found == pillow
+    else:
+        assert_same(pillow, found)
+
+
 @pytest.mark.parametrize("marker", [b"\xff\xd0", b"\xff\xff"])
 def test_marker_without_length_hides_no_orientation(tmp_path: Path, marker: bytes) -> None:
     """Who reads a length after it, 0xffe1, steps over the Exif behind it, to what looks like a scan."""

@@ -98,7 +98,9 @@ class Hosted:
         before = _state_of(settings.engine)
         model_file = plan.identify(settings.engine)
         self.decoders = decoders_for(model_file, settings)
-        self.model = open_model(model_file, settings, self.trace, self._talk, self._stop, stack, total=None)
+        self.model = open_model(
+            model_file, settings, self.trace, self._talk, self._stop, stack, total=None, own_context=True
+        )
         self.sha256 = _sha256(settings.engine)
         if _state_of(settings.engine) != before:
             raise errors.InputOutputError(

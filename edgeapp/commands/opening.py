@@ -80,12 +80,14 @@ def open_model(
     *,
     total: int | None,
     side_by_side: bool = False,
+    own_context: bool = False,
 ) -> Model:
     """Bring up a model; the stack takes it down.
 
     Args:
         total: how many inputs there will be, None if nobody knows.
         side_by_side: on the CPU, each inference keeps to one core, as several threads infer at a time.
+        own_context: see `bring_up`.
 
     Raises:
         EdgeappError: it cannot be run.
@@ -96,7 +98,7 @@ def open_model(
     memory.keep_freed()
     given = given_card(settings)
     engine, metadata = stack.enter_context(
-        open_engine(model_file, given, settings, trace, talk, stop, side_by_side=side_by_side)
+        open_engine(model_file, given, settings, trace, talk, stop, side_by_side=side_by_side, own_context=own_context)
     )
     if not engine.inputs:
         raise errors.DataError(
@@ -142,6 +144,7 @@ def open_engine(
     stop: Stop,
     *,
     side_by_side: bool = False,
+    own_context: bool = False,
 ) -> Iterator[tuple[Engine, dict[str, Any]]]:
     """An engine for a plan (GPU) or an ONNX model (CPU), and the metadata inside the file.
 
@@ -151,6 +154,7 @@ def open_engine(
         model_file: the file at first sight; when it is checked, it is looked at anew.
         given: the model card's keys, for `trust_key` and `sha256`.
         side_by_side: see `open_model`.
+        own_context: see `bring_up`.
     """
     with trace.step("verify the engine file"):
         model_file = verified(model_file, given, settings, talk, stop)
@@ -168,6 +172,7 @@ def open_engine(
             check_stop=stop.check,
             plugins=settings.plugin,
             host_code=settings.allow_host_code,
+            own_context=own_context,
         ) as engine:
             yield engine, model_file.metadata
         return

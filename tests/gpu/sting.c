@@ -5,7 +5,7 @@
  *
  * A thread waits for FILE. Its content is the fault: "wild" (a write to an address that is none, CUDA error 700),
  * "crooked" (one that is not aligned, 716), "assert" (710) or "trap" (719). A kernel that does this is run in the
- * primary context, the one that the program and TensorRT use. Then FILE.done holds the CUDA error that the driver
+ * CUDA context that the program made last. Then FILE.done holds the CUDA error that the driver
  * answers with, and the monotonic time in nanoseconds at which it did.
  */
 #define _GNU_SOURCE
@@ -43,6 +43,7 @@ static const char asserts[] = HEAD
 
 typedef unsigned long long address_t;
 static char file[4000];
+static void *volatile made; /* the program's latest context */
 
 static void nap(void)
 {
@@ -50,20 +51,29 @@ static void nap(void)
     nanosleep(&ms, NULL);
 }
 
-/* The driver, once the process has loaded it and made its primary context. */
 static void *driver(void)
 {
-    for (;; nap()) {
-        void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
-        unsigned flags;
-        int active = 0;
-        int (*state)(int, unsigned *, int *) =
-            library ? (int (*)(int, unsigned *, int *))dlsym(library, "cuDevicePrimaryCtxGetState") : NULL;
-        if (state && state(0, &flags, &active) == 0 && active)
-            return library;
-        if (library)
-            dlclose(library);
-    }
+    return dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+}
+
+/* In place of the driver's: what the program makes, it makes by them. */
+int cuCtxCreate_v2(void **context, unsigned flags, int device)
+{
+    int (*create)(void **, unsigned, int) = (int (*)(void **, unsigned, int))dlsym(driver(), "cuCtxCreate_v2");
+    int code = create(context, flags, device);
+    if (code == 0)
+        made = *context;
+    return code;
+}
+
+int cuCtxCreate_v4(void **context, void *parameters, unsigned flags, int device)
+{
+    int (*create)(void **, void *, unsigned, int) =
+        (int (*)(void **, void *, unsigned, int))dlsym(driver(), "cuCtxCreate_v4");
+    int code = create(context, parameters, flags, device);
+    if (code == 0)
+        made = *context;
+    return code;
 }
 
 static void tell(int code)
@@ -81,7 +91,7 @@ static void tell(int code)
     }
 }
 
-/* The first error of: retain, set, [allocate,] load, find, launch, synchronise. */
+/* The first error of: set, [allocate,] load, find, launch, synchronise. */
 static int sting(void *library, const char *kind)
 {
 #define CALL(name, types, ...)                                                                 \
@@ -91,12 +101,11 @@ static int sting(void *library, const char *kind)
         if (code)                                                                              \
             return code;                                                                       \
     } while (0)
-    void *context, *module, *function;
+    void *module, *function;
     address_t at = 16;
     void *arguments[] = {&at};
     const char *ptx = strcmp(kind, "trap") == 0 ? traps : strcmp(kind, "assert") == 0 ? asserts : writes;
-    CALL("cuDevicePrimaryCtxRetain", (void **, int), &context, 0);
-    CALL("cuCtxSetCurrent", (void *), context);
+    CALL("cuCtxSetCurrent", (void *), made);
     if (strcmp(kind, "crooked") == 0) {
         CALL("cuMemAlloc_v2", (address_t *, size_t), &at, 4096);
         at += 1;
@@ -120,6 +129,8 @@ static void *wait_for_it(void *unused)
     if (!fgets(kind, sizeof kind, in))
         kind[0] = 0;
     fclose(in);
+    while (!made)
+        nap();
     tell(sting(driver(), kind));
     return NULL;
 }

@@ -47,10 +47,10 @@ def test_context_exists_before_tensorrt(edgeapp: Program, tensor: Path) -> None:
     beside = ("find libcuda.so.1, cuInit", "primary context", "driver", "TensorRT and PyCUDA")
     assert steps[-4:] == [f"beside: {name}" for name in beside]
     assert steps.index("find libcuda.so.1") < steps.index("cuInit") < steps.index("count the devices")
-    assert steps.index("retain and push the primary context") < steps.index("load the TensorRT library")
+    assert steps.index("push a CUDA context") < steps.index("load the TensorRT library")
     assert steps.index("load the TensorRT library") < steps.index("import the bindings") < steps.index("runtime")
     undone = [line.removeprefix("undo: ") for line in done.stderr.splitlines() if line.startswith("undo: ")]
-    assert undone == ["buffers", "execution context", "engine", "runtime", "primary context"]
+    assert undone == ["buffers", "execution context", "engine", "runtime", "CUDA context"]
 
 
 @pytest.mark.timeout(900)
