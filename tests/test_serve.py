@@ -827,13 +827,13 @@ import sys, time
 from edgeapp import cli
 from edgeapp.commands import hosting
 whole, loads = hosting.open_model, 0
-def open_model(file, settings, trace, talk, stop, stack, *, total):
+def open_model(file, settings, trace, talk, stop, stack, **words):
     global loads
     loads += 1
     for _ in range(50 if loads > 1 else 0):
         time.sleep(0.05)
         stop.check()
-    return whole(file, settings, trace, talk, stop, stack, total=total)
+    return whole(file, settings, trace, talk, stop, stack, **words)
 hosting.open_model = open_model
 cli.main(sys.argv[1:])
 """
