@@ -1,11 +1,13 @@
 // A stand-in for a GPU: what edgeapp.cu uses of CUDA, in C++. It shows whether the kernels' arithmetic and their order
 // of steps are right, block after block on one core; not whether they run, or how fast, on a GPU.
 //
-// A thread of a block is a fiber: it runs until it waits for the others at a barrier.
+// A thread of a block is a fiber: it runs until it waits for the others at a barrier. Jumps change between fibers:
+// setcontext, which begins them, is a system call.
 
 #pragma once
 
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <string.h>
 #include <ucontext.h>
@@ -32,8 +34,9 @@ struct Barrier {
 };
 
 static const int BLOCK_WIDTH = 32, BLOCK_HEIGHT = 8, BLOCK = BLOCK_WIDTH * BLOCK_HEIGHT, STACK = 1 << 16;
-static ucontext_t scheduler, fibers[BLOCK];
-static bool done[BLOCK];
+static ucontext_t fibers[BLOCK];
+static jmp_buf scheduler, waiting[BLOCK];
+static enum { NEW, BEGUN, DONE } states[BLOCK];
 static std::vector<char> stacks(BLOCK *STACK);
 static Barrier block_barrier, warp_barriers[BLOCK_HEIGHT];
 static uint32_t exchanged[BLOCK_HEIGHT][BLOCK_WIDTH];
@@ -47,32 +50,41 @@ static void wait_at(Barrier &barrier) {
     ++barrier.round;
   }
   int self = threadIdx.y * BLOCK_WIDTH + threadIdx.x;
-  while (barrier.round == round) swapcontext(&fibers[self], &scheduler);
+  while (barrier.round == round)
+    if (_setjmp(waiting[self]) == 0) _longjmp(scheduler, 1);
 }
 
 static void fiber(int self) {
   body(body_arguments);
-  done[self] = true;
+  states[self] = DONE;
+  _longjmp(scheduler, 1);
+}
+
+static void go_on(int i) {
+  if (_setjmp(scheduler) != 0) return;
+  if (states[i] == BEGUN) _longjmp(waiting[i], 1);
+  states[i] = BEGUN;
+  setcontext(&fibers[i]);
 }
 
 static void run_block() {
   block_barrier = {BLOCK, 0, 0};
   for (int warp = 0; warp < BLOCK_HEIGHT; ++warp) warp_barriers[warp] = {BLOCK_WIDTH, 0, 0};
   for (int i = 0; i < BLOCK; ++i) {
-    done[i] = false;
+    states[i] = NEW;
     getcontext(&fibers[i]);
     fibers[i].uc_stack.ss_sp = &stacks[i * STACK];
     fibers[i].uc_stack.ss_size = STACK;
-    fibers[i].uc_link = &scheduler;
+    fibers[i].uc_link = nullptr;
     makecontext(&fibers[i], (void (*)())fiber, 1, i);
   }
   for (bool busy = true; busy;) {
     busy = false;
     for (int i = 0; i < BLOCK; ++i) {
-      if (done[i]) continue;
+      if (states[i] == DONE) continue;
       busy = true;
       threadIdx = {unsigned(i % BLOCK_WIDTH), unsigned(i / BLOCK_WIDTH), 0};
-      swapcontext(&scheduler, &fibers[i]);
+      go_on(i);
     }
   }
 }
